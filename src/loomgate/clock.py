@@ -1,0 +1,58 @@
+"""Time, and nothing else: the only room that asks the operating system what time it is.
+
+Everything that depends on time (expiry, leases, back-off, polling) goes through here, so that a test
+moves time with `advance` instead of sleeping. Wall time is for stored timestamps and deadlines that
+survive a restart; `monotonic` is for measuring how long something took.
+"""
+
+import asyncio
+import time
+
+_offset = 0.0
+_sleepers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+
+
+def now() -> float:
+    """Seconds since the Unix epoch, as a float (BEHAVIOUR CONV-04 wants whole ones: see `timestamp`)."""
+    return time.time() + _offset
+
+
+def timestamp() -> int:
+    """Whole seconds since the Unix epoch, the form of every ``*_at`` field (BEHAVIOUR CONV-04)."""
+    return int(now())
+
+
+def monotonic() -> float:
+    """Seconds on a clock that never goes back and that `advance` does not move."""
+    return time.monotonic()
+
+
+async def sleep(seconds: float) -> None:
+    """Wait until `now` has moved on by ``seconds``; a jump by `advance` counts.
+
+    Takes seconds (0 or less yields once to the event loop). Call it from a running event loop.
+    """
+    end = now() + seconds
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
+    woken = asyncio.Event()
+    _sleepers[woken] = asyncio.get_running_loop()
+    try:
+        while (left := end - now()) > 0:
+            woken.clear()
+            try:
+                await asyncio.wait_for(woken.wait(), left)
+            except TimeoutError:
+                return
+    finally:
+        _sleepers.pop(woken, None)
+
+
+def advance(seconds: float) -> None:
+    """Move `now` forward by ``seconds`` (tests only) and wake every `sleep`, in whatever thread it waits."""
+    global _offset
+    _offset += seconds
+    for woken, loop in tuple(_sleepers.items()):
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(woken.set)
