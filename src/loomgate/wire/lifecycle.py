@@ -110,6 +110,9 @@ def _reachable_only_by_verbs(table: dict[RunVerb, Transition]) -> frozenset[str]
 ACTIVE: frozenset[str] = _reachable_only_by_verbs(RUN)
 TERMINAL: frozenset[str] = frozenset(t.target for t in RUN.values()) - ACTIVE
 
+# A worker is at it, under a lease.
+EXECUTING: frozenset[str] = frozenset({RUN["start"].target})
+
 # In these a worker has something to do; in `requires_action` the client has.
 WORKABLE: frozenset[str] = ACTIVE - {"requires_action"}
 
