@@ -86,7 +86,7 @@ format: $(DEV_INSTALLED) ## rewrite the code as the lint wants it, where that is
 wheel: $(DEV_INSTALLED) ## dist/loomgate-VERSION-py3-none-any.whl
 	@echo "== wheel"
 	@rm -f dist/loomgate-*.whl
-	@$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@$(BIN)/python -m build -qq --wheel --no-isolation --outdir dist .
 	@ls dist/loomgate-*.whl
 
 wheel-check: wheel ## install that wheel in an empty environment and start it
