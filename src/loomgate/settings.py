@@ -549,8 +549,8 @@ def _expected(hint: Any) -> str:
             return "a number" + _range(shape)
         case shapes.BoolType():
             return "true or false"
-        case shapes.LiteralType(values=values):
-            return "one of " + ", ".join(f'"{value}"' for value in values)
+        case shapes.LiteralType():
+            return "one of " + ", ".join(f'"{value}"' for value in get_args(_unannotated(hint)))
         case shapes.StrType(pattern=str()):
             return "a name of up to 64 letters, digits, `.`, `_` and `-` that begins with a letter or digit"
         case shapes.StrType(min_length=int()):

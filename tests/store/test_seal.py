@@ -79,7 +79,7 @@ def test_the_file_is_made_once_private_and_alone_in_its_folder(tmp_path: Path) -
 
 def test_many_starters_agree_on_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        keys = set(pool.map(lambda _: load_key("", tmp_path), range(16)))
+        keys = set(pool.map(load_key, [""] * 16, [tmp_path] * 16))
     assert len(keys) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["seal.key"]
 
