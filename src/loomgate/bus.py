@@ -6,7 +6,7 @@ subscribes from an id and misses nothing; when the id is gone, `subscribe` says 
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from loomgate import clock
 from loomgate.wire.events import DONE
@@ -42,13 +42,25 @@ class Subscription:
         self._at = after
         self._first_done = first_done
         self._over = False
+        self._prelude: deque[bytes] = deque()
         self._woken = asyncio.Event()
         channel.viewers += 1
         channel.waiting.add(self._woken)
 
+    def begin(self, prelude: list[bytes], *, over: bool) -> None:
+        """Give ``prelude`` first, under the id of the last event before; ``over``: and nothing after it."""
+        self._prelude.extend(prelude)
+        if over:
+            self._prelude.append(DONE)
+
     def ready(self) -> tuple[str, bytes] | None:
         """The next event if it is there already, else ``None``."""
         channel = self._channel
+        if self._prelude:
+            event = self._prelude.popleft()
+            if event is DONE:
+                self.close()
+            return self._bus.id_of(self._at), event
         while self._at < channel.last:
             self._at = max(self._at, channel.base - 1) + 1
             event = channel.events[self._at - channel.base]

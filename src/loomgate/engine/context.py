@@ -4,7 +4,9 @@ The thread's messages come in the order in which they stand (a run's messages wh
 run has said and called so far. Shortening itself is pure and in ``truncate``.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,8 +21,7 @@ from loomgate.wire.threads import Content, ImageUrlPart, Message, RefusalContent
 from loomgate.wire.tools import FunctionChoice, FunctionTool, ResponseFormat, Tool, ToolChoice
 
 _CHUNK = 500  # messages read at a time: bounds how long the event loop is held
-# A model without a documented limit still needs room to answer.
-_RESERVED_OUTPUT = 1024
+_SHORT = 50  # messages up to which fitting them is quicker than changing threads
 
 
 class _Said(msgspec.Struct):
@@ -40,7 +41,7 @@ async def build(
     position: int,
     journal: Journal,
     move: CallModel,
-    windows: dict[str, int],
+    windows: Mapping[str, int],
 ) -> chat.Chat | None:
     """The model call for ``move``; ``None`` when not even the newest message fits the prompt budget (RUN-96).
 
@@ -51,21 +52,23 @@ async def build(
     history = [message async for message in _history(runs, run.thread_id, position)]
     tail = list(_own(journal))
     call = _call(run, spec, move)
-    facts = models.facts(run.model, windows)
-    reserved = move.completion_left or min(facts.max_output or _RESERVED_OUTPUT, facts.context_window // 4)
-    limit = facts.context_window - min(reserved, facts.context_window // 2)
+    limit = models.facts(run.model, windows).prompt_limit(move.completion_left)
     if move.prompt_left is not None:
         limit = min(limit, move.prompt_left)
-    fitted = truncate.fit(
+    fit = partial(
+        truncate.fit,
         head,
         history,
         tail,
         last_messages=run.truncation_strategy.last_messages,
         limit=limit,
-        fixed=tokens.fixed_cost(call),
-        cost=lambda message: tokens.count_message(message, run.model),
-        bound=tokens.upper_bound,
+        fixed=partial(tokens.count_fixed, call.tools, call.response_format, run.model),
+        fixed_bound=tokens.fixed_upper_bound(call.tools, call.response_format, run.model),
+        cost=partial(tokens.count_message, model=run.model),
+        bound=partial(tokens.upper_bound, model=run.model),
     )
+    # Counting a long thread takes tens of milliseconds: not on the event loop.
+    fitted = fit() if len(history) <= _SHORT else await asyncio.to_thread(fit)
     if fitted is None:
         return None
     return msgspec.structs.replace(call, messages=fitted.messages)

@@ -28,6 +28,10 @@ class Cancel(msgspec.Struct, frozen=True):
     """Somebody asked for the end (RUN-50)."""
 
 
+class Wait(msgspec.Struct, frozen=True):
+    """Nothing to do before ``expires_at``: the client's turn, or another run's."""
+
+
 class Finish(msgspec.Struct, frozen=True):
     """The model has said all: complete the run."""
 
@@ -54,7 +58,7 @@ class CallModel(msgspec.Struct, frozen=True):
     said: bool = False
 
 
-Move = Expire | Cancel | Finish | Cut | CallModel
+Move = Expire | Cancel | Wait | Finish | Cut | CallModel
 
 
 def next_move(snapshot: Snapshot) -> Move:
@@ -64,6 +68,8 @@ def next_move(snapshot: Snapshot) -> Move:
         return Expire()
     if run.status in lifecycle.RUN["cancel"].sources:
         return Cancel()
+    if run.status not in lifecycle.EXECUTING:
+        return Wait()
     entries = snapshot.entries
     turn = entries[-1].turn if entries else 0
     last_turn = [entry for entry in entries if entry.turn == turn]

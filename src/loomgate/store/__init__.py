@@ -29,8 +29,17 @@ if TYPE_CHECKING:
 class Store:
     """All verbs on what is stored, by object. Belongs to the event loop that it was opened on."""
 
-    def __init__(self, database: Database, sealer: Sealer, endpoints: Sequence[Endpoint], on_active_run: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        sealer: Sealer,
+        endpoints: Sequence[Endpoint],
+        on_active_run: str,
+        *,
+        exclusive: bool = False,
+    ) -> None:
         self._database = database
+        self.exclusive = exclusive  # no other server uses this database
         self.outbox = Outbox(database, endpoints)
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)
@@ -85,7 +94,7 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncI
         sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
         database = Database(path, synchronous=settings.sqlite_synchronous)
         endpoints = [Endpoint(hook.url, hook.workspace, frozenset(hook.events)) for hook in settings.webhooks]
-        store = Store(database, sealer, endpoints, settings.active_thread)
+        store = Store(database, sealer, endpoints, settings.active_thread, exclusive=exclusive)
         try:
             yield store
         finally:

@@ -71,9 +71,24 @@ _CLAIM = Statement(
 )
 _RENEW = Statement(
     sa.update(_r)
-    .where(_r.c.id == _key, _r.c.fence == sa.bindparam("token"), _r.c.due.is_not(None))
+    .where(
+        _r.c.id == _key,
+        _r.c.fence == sa.bindparam("token"),
+        _r.c.status.in_([sa.literal_column(f"'{status}'") for status in sorted(lifecycle.HELD)]),
+    )
     .values(due=sa.bindparam("until"))
 )
+_PARK = Statement(
+    sa.update(_r)
+    .where(_r.c.id == _key, _r.c.fence == sa.bindparam("token"), _r.c.due.is_not(None))
+    .values(due=_r.c.expires_at * 1000)
+)
+_ADOPT = Statement(
+    sa.update(_r)
+    .where(_r.c.due > sa.bindparam("now"), _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)]))
+    .values(due=sa.bindparam("now"))
+)
+_STATUS = Statement(sa.select(_r.c.status).where(_r.c.id == _key))
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
 _JOURNAL = Statement(
     sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position)
@@ -421,6 +436,20 @@ class Runs:
     async def hand_back(self, held: list[tuple[str, int]]) -> None:
         """Make runs due at once for whoever comes next: a worker that stops gives its leases up."""
         await self.renew(held, 0)
+
+    async def park(self, row: RunRow) -> None:
+        """Put a claimed run back that has nothing for a worker to do before its ``expires_at``."""
+        await self._db.write(lambda tx: tx.run(_PARK, key=row.id, token=row.fence))
+
+    async def adopt(self) -> int:
+        """Make every leased run due at once; answers how many. Only for the one process that may use this database:
+        whoever held those leases is gone."""
+        return await self._db.write(lambda tx: tx.run(_ADOPT, now=millis(clock.now())))
+
+    async def status(self, id: str) -> str | None:
+        """The stored status of a run, ``None`` when it is gone."""
+        row = await self._db.row(_STATUS, key=id)
+        return None if row is None else row[0]
 
     async def journal(self, id: str) -> Journal:
         """What run ``id`` has done so far."""

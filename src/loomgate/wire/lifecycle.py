@@ -104,8 +104,8 @@ TERMINAL: frozenset[str] = frozenset(t.target for t in RUN.values()) - ACTIVE
 # A worker is at it, under a lease.
 EXECUTING: frozenset[str] = frozenset({RUN["start"].target})
 
-# In these a worker has something to do; in `requires_action` the client has.
-WORKABLE: frozenset[str] = ACTIVE - {"requires_action"}
+# A worker holds it under a lease, or soon will: renewing and re-claiming are for these.
+HELD: frozenset[str] = EXECUTING | frozenset({RUN["request_cancel"].target})
 
 # A poller's or a stream's wait ends in these (BEHAVIOUR SDK-01, SSE-02).
 SETTLED: frozenset[str] = TERMINAL | {"requires_action"}
