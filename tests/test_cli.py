@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import loomgate as package
-from loomgate import __version__
+from loomgate import __version__, doctor
 
 # What this process was told about Loomgate and providers must not reach the commands under test; they run the package
 # that this process has, wherever their working directory is.
@@ -111,6 +111,24 @@ def test_an_option_is_checked_like_a_setting(tmp_path: Path) -> None:
     assert "SQLite only" in failure(loomgate(tmp_path, "migrate", "--database-url", "postgresql://h/d"), 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "stdin", "line"),
+    [
+        (("a b", "--provider", "openai"), "", "SLUG: expected a name of up to 64 letters"),
+        (("a", "--provider", "openai", "--workspace", "-"), "", "--workspace: expected a name of up to 64 letters"),
+        (("a", "--provider", "openai", "--base-url", "x"), "", "--base-url: expected an http:// or https:// address"),
+        (("a", "--provider", "openai"), "sk-1", "--api-key-stdin: expected the option, since there is no terminal"),
+        (("a", "--provider", "openai", "--api-key-stdin"), "\n", "the API key: expected a key, found nothing"),
+    ],
+)
+def test_a_virtual_key_is_checked_before_it_is_stored(
+    tmp_path: Path, words: tuple[str, ...], stdin: str, line: str
+) -> None:
+    done = loomgate(tmp_path, "virtual-keys", "create", *words, stdin=stdin, OPENAI_API_KEY="sk-2")
+    assert failure(done, 2).startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- doctor ---
 
 
@@ -132,9 +150,9 @@ def test_doctor_reports_wrong_settings_as_a_problem(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_an_open_address_without_keys(tmp_path: Path) -> None:
-    done = loomgate(tmp_path, "doctor", "--host", "0.0.0.0")
+    done = loomgate(tmp_path, "doctor", "--host", "192.0.2.1")
     assert done.returncode == 1
-    assert "none, but the server is to listen on 0.0.0.0" in done.stdout
+    assert "none, but the server is to listen on 192.0.2.1" in done.stdout
 
 
 def test_doctor_finds_a_data_folder_that_is_a_file_and_a_readable_seal_key(tmp_path: Path) -> None:
@@ -168,3 +186,20 @@ def test_doctor_shows_routes_and_webhooks_but_no_secret(tmp_path: Path) -> None:
     assert "blue (big)" in done.stdout
     assert "http://127.0.0.1:1: all events of workspace default" in done.stdout
     assert "hush" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        (200, "ok", "reachable"),
+        (401, "problem", "refused the key"),
+        (403, "problem", "refused the key"),
+        (404, "note", "has no list of models"),
+        (503, "note", "in trouble"),
+    ],
+)
+def test_doctor_says_what_an_endpoints_answer_means(status: int, state: str, words: str) -> None:
+    finding = doctor.answered("big", "https://api.example", status)
+    assert finding.state == state
+    assert words in finding.words
+    assert (finding.todo == "") == (state == "ok")

@@ -14,6 +14,7 @@ import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
@@ -66,11 +67,11 @@ def _python() -> Finding:
 
 
 def _sqlite() -> Finding:
+    # Asked of the installed package, whose version begins with SQLite's: the library itself is the store's to load.
     try:
-        import apsw
-    except ImportError as error:
-        return Finding("problem", "SQLite", f"the library does not load: {error}", "install loomgate again")
-    return Finding("ok", "SQLite", apsw.sqlite_lib_version())
+        return Finding("ok", "SQLite", f"of apsw {metadata.version('apsw')}")
+    except metadata.PackageNotFoundError:
+        return Finding("problem", "SQLite", "the package apsw is missing", "install loomgate again")
 
 
 def _config(config: Path | None) -> Finding:
@@ -240,10 +241,10 @@ async def _reach(provider: Provider) -> Finding:
     except ProviderError as error:
         todo = "check base_url and this machine's network"
         return Finding("problem", "Provider", f"{provider.name}: {_site(url)} not reachable: {error.message}", todo)
-    return _answered(provider.name, _site(url), status)
+    return answered(provider.name, _site(url), status)
 
 
-def _answered(name: str, site: str, status: int) -> Finding:
+def answered(name: str, site: str, status: int) -> Finding:
     """What a status of the list of models says about provider ``name`` at ``site``."""
     if status in (401, 403):
         return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace the api_key")
@@ -273,16 +274,17 @@ def _print(findings: Iterable[Finding], out: TextIO) -> None:
     left = 2 + len("problem") + 2
     wide = max(len(finding.what) for finding in findings) + 2
     room = max(40, shutil.get_terminal_size().columns - left - wide) if terminal else 10_000
-    print(f"Loomgate {__version__}\n", file=out)
+    lines = [f"Loomgate {__version__}", ""]
     for state, what, words, todo in findings:
         mark = state.ljust(left - 2)
         first, *rest = textwrap.wrap(words, room) or [""]
         shown = f"\x1b[{_COLOURS[state]}m{mark}\x1b[0m" if colours else mark
-        print(f"  {shown}{what.ljust(wide)}{first}", file=out)
-        for line in rest + (textwrap.wrap(f"-> {todo}", room, subsequent_indent="   ") if todo else []):
-            print(" " * (left + wide) + line, file=out)
+        lines.append(f"  {shown}{what.ljust(wide)}{first}")
+        more = [*rest, *(textwrap.wrap(f"-> {todo}", room, subsequent_indent="   ") if todo else [])]
+        lines += [" " * (left + wide) + line for line in more]
     counts = {state: sum(finding.state == state for finding in findings) for state in _COLOURS}
-    print(f"\n{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}.", file=out)
+    lines += ["", f"{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}.", ""]
+    out.write("\n".join(lines))
 
 
 def _count(number: int, word: str) -> str:
