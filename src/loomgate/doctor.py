@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from loomgate import __version__
 from loomgate.errors import LoomgateError, ProviderError, SettingError
 from loomgate.settings import Provider, Settings, find_file, load
+from loomgate.store.seal import KEY_FILE
 
 State = Literal["ok", "note", "problem"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -103,7 +104,7 @@ def _data(settings: Settings) -> list[Finding]:
 def _seal_key(settings: Settings) -> list[Finding]:
     if settings.seal_key:
         return [Finding("ok", "Seal key", "from the setting seal_key")]
-    path = settings.data / "seal.key"
+    path = settings.data / KEY_FILE
     if not path.exists():
         return [Finding("ok", "Seal key", f"none yet: {path} will be made on first use")]
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -174,14 +175,18 @@ async def _stored(settings: Settings) -> list[Finding]:
     if not path.exists():
         none = Finding("ok", "Database", f"none yet: {path} will be made on first use")
         return [none, _api_keys(settings, 0), _virtual_keys(declared)]
-    from loomgate import store
+    from loomgate.store import open_store, schema
 
     try:
-        found, newest = store.revisions(settings)
-        if found != newest:
-            words = f"{path} is at revision {found or 'none'}, this version needs {newest}"
+        found = schema.revision(path)
+        if found != schema.HEAD:
+            words = f"{path} is at revision {found or 'none'}, this version needs {schema.HEAD}"
             return [Finding("problem", "Database", words, "stop the server, then run `loomgate migrate`")]
-        async with store.open_store(settings) as opened:
+        if not settings.seal_key and not (settings.data / KEY_FILE).exists():
+            # To open the store would make a new key, and hide that one is missing.
+            todo = f"restore {KEY_FILE}; without it the next start makes a new one, which opens no stored provider key"
+            return [Finding("note", "Database", f"{path}, revision {found}; not opened, it has no seal key", todo)]
+        async with open_store(settings) as opened:
             valid = [key for key in await opened.keys.list() if key.revoked_at is None]
             stored = [f"{key.slug} ({key.provider})" for key in await opened.virtual_keys.list(None)]
     except LoomgateError as error:

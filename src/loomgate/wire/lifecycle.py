@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from loomgate.errors import LoomgateError
+from loomgate.errors import IllegalTransition
 
 RunStatus = Literal[
     "queued",
@@ -37,15 +37,6 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     stamp: str | None = None
     clears: tuple[str, ...] = ()
-
-
-class IllegalTransition(LoomgateError):
-    """A verb was asked of an object whose status does not allow it; nothing was changed."""
-
-    def __init__(self, verb: str, status: str) -> None:
-        super().__init__(f"cannot {verb} from status {status!r}")
-        self.verb = verb
-        self.status = status
 
 
 _T = Transition

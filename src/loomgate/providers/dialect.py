@@ -1,0 +1,65 @@
+"""What a wire dialect is: values to HTTP request bytes, and answer bytes to values. No I/O.
+
+What must live here: the protocol that dialects fulfil and the plain values around it. What must not: a vendor.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from loomgate.errors import ProviderError
+from loomgate.providers.catalogue import Vendor
+from loomgate.wire.chat import Chat, Chunk
+
+
+class HttpCall(msgspec.Struct, frozen=True):
+    """A request ready to be sent: ``POST`` of ``body`` to ``url``. Never log ``headers``: they hold the key."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"HttpCall(url={self.url!r}, body=<{len(self.body)} bytes>)"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint to call: the vendor's row, where it is, and with which key (never shown by ``repr``)."""
+
+    vendor: Vendor
+    base_url: str
+    api_key: str | None = None
+    drop: frozenset[str] = frozenset()
+    headers: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"Target(vendor={self.vendor.name!r}, base_url={self.base_url!r})"
+
+
+class Decoder(Protocol):
+    """The reading side of one answer with a success status. After its `Finish`, anything more is ignored."""
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """The chunks that ``data`` completes. Raises `ProviderError` for an error within the stream or nonsense."""
+        ...
+
+    def end(self) -> list[Chunk]:
+        """The body is over: the last chunks. Raises `ProviderError` ``cut`` if the answer was not complete."""
+        ...
+
+
+class Dialect(Protocol):
+    """A family of endpoints that speak the same JSON."""
+
+    def request(self, call: Chat, target: Target) -> HttpCall:
+        """The streamed request for ``call``."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """A fresh decoder for one answer."""
+        ...
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        """What an answer with an error status means. ``headers`` has lower-case names."""
+        ...

@@ -1,0 +1,79 @@
+"""What a model endpoint's failure means in our words: HTTP status, Retry-After, and text without secrets.
+
+What must live here: facts about failures that every dialect shares. What must not: a vendor's error codes (those
+belong to its dialect) and the decision to try again (``gateway/``).
+"""
+
+import email.utils
+import re
+from collections.abc import Mapping
+
+from loomgate import clock
+from loomgate.errors import ProviderErrorKind
+
+# RFC 9110, and 529 ("site is overloaded") which several vendors borrowed. Anything absent goes by its hundred.
+_KINDS: dict[int, ProviderErrorKind] = {
+    401: "auth",
+    402: "quota",
+    403: "auth",
+    404: "model_not_found",
+    408: "timeout",
+    409: "overloaded",  # vendors answer this for a lock they could not take in time
+    425: "overloaded",
+    429: "rate_limit",
+    503: "overloaded",
+    504: "timeout",
+    524: "timeout",
+    529: "overloaded",
+}
+
+# Keys as vendors write them, wherever they turn up in a message; the exact key of a call is masked as well.
+_KEY_LIKE = re.compile(r"\b(sk|gsk|pplx|fw|xai|r8|hf|key)([-_])[A-Za-z0-9_\-]{12,}")
+_BEARER = re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/\-]{8,}=*")
+
+
+def status_kind(status: int) -> ProviderErrorKind:
+    """The error kind of an HTTP status that is not a success (an unexpected one, such as 302, is ``malformed``)."""
+    known = _KINDS.get(status)
+    if known is not None:
+        return known
+    if 400 <= status < 500:
+        return "invalid"
+    return "server" if 500 <= status < 600 else "malformed"
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds the endpoint asks us to wait, or None.
+
+    ``headers`` has lower-case names. In order: ``retry-after-ms`` and ``x-ms-retry-after-ms`` (milliseconds),
+    ``retry-after`` (seconds, or an HTTP date as in RFC 9110 10.2.3). What cannot be read counts as absent.
+    """
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        seconds = _number(headers.get(name))
+        if seconds is not None:
+            return seconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - clock.now())
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else -1.0
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None
+
+
+def masked(text: str, *secrets: str | None) -> str:
+    """``text`` with each of ``secrets`` and everything that looks like an API key replaced by ``***``."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    return _BEARER.sub("Bearer ***", _KEY_LIKE.sub(r"\1\2***", text))

@@ -1,0 +1,453 @@
+"""OpenAI's chat-completions dialect, sans-I/O: a `Chat` to request bytes, answer bytes to `Chunk` values.
+
+What must live here: this wire format, and the liberties that the many servers take which claim to speak it.
+What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import msgspec
+
+from loomgate.errors import ProviderError, ProviderErrorKind
+from loomgate.providers.dialect import HttpCall, Target
+from loomgate.providers.failure import masked, retry_after, status_kind
+from loomgate.providers.framing import Event, EventParser
+from loomgate.wire.chat import (
+    Chat,
+    ChatMessage,
+    Chunk,
+    Finish,
+    FinishReason,
+    NamedFunction,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from loomgate.wire.ids import new_id
+
+# --- the request ---------------------------------------------------------------------------------------------------
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.refusal is not None:
+        made["refusal"] = message.refusal
+    if message.tool_calls:
+        made["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        made["tool_call_id"] = message.tool_call_id
+    return made
+
+
+def _body(call: Chat) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": call.model,
+        "messages": [_message(message) for message in call.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if call.tools:
+        body["tools"] = [
+            {
+                "type": "function",
+                "function": {
+                    key: value
+                    for key, value in (
+                        ("name", tool.name),
+                        ("description", tool.description),
+                        ("parameters", tool.parameters),
+                        ("strict", tool.strict),
+                    )
+                    if value is not None
+                },
+            }
+            for tool in call.tools
+        ]
+        # OpenAI answers 400 to either of these when there are no tools.
+        choice = call.tool_choice
+        if isinstance(choice, NamedFunction):
+            body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        elif choice is not None:
+            body["tool_choice"] = choice
+        if call.parallel_tool_calls is not None:
+            body["parallel_tool_calls"] = call.parallel_tool_calls
+    for name in ("response_format", "temperature", "top_p", "max_completion_tokens", "reasoning_effort"):
+        if (value := getattr(call, name)) is not None:
+            body[name] = value
+    return body
+
+
+def _url(target: Target) -> str:
+    """The chat address below the base; a base that already ends in the path's ``/v1`` does not get it twice."""
+    base, path = target.base_url.rstrip("/"), target.vendor.chat_path
+    return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
+
+
+class OpenAI:
+    """The `Dialect` of OpenAI and of every vendor that copied its chat completions."""
+
+    def request(self, call: Chat, target: Target) -> HttpCall:
+        """The streamed request for ``call``, without the fields that the vendor's row or the target drops."""
+        body = _body(call)
+        drop = target.vendor.drop | target.drop
+        if "tool_choice" in drop and call.tool_choice == "none":
+            body.pop("tools", None)  # the only way left to say it
+        for ours, theirs in target.vendor.rename.items():
+            if ours in body and ours not in drop:
+                body[theirs] = body.pop(ours)
+        for name in drop:
+            body.pop(name, None)
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if target.api_key:
+            headers["Authorization"] = "Bearer " + target.api_key
+        return HttpCall(_url(target), {**headers, **target.headers}, _encode(body))
+
+    def decoder(self) -> "AnswerDecoder":
+        """A fresh decoder for one answer."""
+        return AnswerDecoder()
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
+        found = None
+        try:
+            found = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+        if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
+            found = cast(list[Any], found)[0]
+        wait = retry_after(headers)
+        if isinstance(found, dict):
+            return _error(cast(dict[str, Any], found), status, wait)
+        said = body[:300].decode("utf-8", "replace").strip()
+        if 300 <= status < 400:
+            said = "it redirects to another address; set base_url to where the API is"
+        elif said.startswith("<"):
+            said = "an HTML page"  # of a proxy or a balancer in between: no use to anyone
+        message = f"The endpoint answered HTTP {status}" + (f": {masked(said)}" if said else ".")
+        return ProviderError(status_kind(status), message, status=status, retry_after=wait)
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+# ``code`` or ``type`` of the error object, where it says more than the status does.
+_CODES: dict[str, ProviderErrorKind] = {
+    "insufficient_quota": "quota",
+    "billing_hard_limit_reached": "quota",
+    "billing_not_active": "quota",
+    "insufficient_balance": "quota",
+    "model_not_found": "model_not_found",
+    "model_not_available": "model_not_found",
+    "model_not_supported": "model_not_found",
+    "invalid_model": "model_not_found",
+    "unknown_model": "model_not_found",
+    "invalid_api_key": "auth",
+    "authentication_error": "auth",
+    "permission_error": "auth",
+    "rate_limit_exceeded": "rate_limit",
+    "rate_limit_error": "rate_limit",
+    "rate_limit_reached": "rate_limit",
+    "too_many_requests": "rate_limit",
+    "overloaded_error": "overloaded",
+    "server_overloaded": "overloaded",
+    "engine_overloaded": "overloaded",
+    "engine_overloaded_error": "overloaded",
+    "service_unavailable": "overloaded",
+    "timeout": "timeout",
+    "timeout_error": "timeout",
+    "server_error": "server",
+    "internal_server_error": "server",
+    "internal_error": "server",
+    "api_error": "server",
+    "context_length_exceeded": "invalid",
+    "content_policy_violation": "invalid",
+    "content_filter": "invalid",
+    "invalid_request_error": "invalid",
+}
+
+
+def _error(found: dict[str, Any], status: int | None, wait: float | None) -> ProviderError:
+    """The error in a JSON object of any of the shapes in use; ``status`` is None within a stream."""
+    inner: Any = found.get("error", found)
+    fields = cast(dict[str, Any], inner) if isinstance(inner, dict) else {"message": inner}
+    said = fields.get("message") or fields.get("detail") or found.get("message") or found.get("detail")
+    if said is not None and not isinstance(said, str):
+        said = _encode(said).decode()
+    code, kind = fields.get("code"), None
+    if isinstance(code, int | str) and str(code).isdigit():  # OpenRouter, vLLM: the HTTP status as code
+        number = int(code)
+        if status is None and 400 <= number < 600:
+            kind, status = status_kind(number), number
+    for name in (code, fields.get("type")):
+        named = _CODES.get(name.lower()) if isinstance(name, str) else None
+        # A 5xx or a 429 stands whatever its type claims, except that quota is a special 429.
+        if named == "quota" or (named and (status is None or (400 <= status < 500 and status not in (429, 408, 409)))):
+            kind = kind if kind is not None and named == "invalid" else named
+            break
+    if kind in (None, "invalid") and status == 404:
+        kind = "model_not_found"
+    kind = kind or (status_kind(status) if status is not None else "server")
+    message = masked(said) if said else f"The endpoint answered HTTP {status} without a message."
+    return ProviderError(kind, message[:2000], status=status, retry_after=wait)
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int | None = None
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek's name for cached_tokens
+
+
+class _Timing(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Completion(msgspec.Struct):
+    """A chunk of a stream, or a whole answer: what both have, and where an error may stand instead."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    x_groq: _Timing | None = None
+    error: msgspec.Raw | None = None
+    object: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Completion).decode
+
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+    "function_call": "tool_calls",
+    "model_length": "length",  # mistral-ai
+    "max_tokens": "length",
+    "eos": "stop",  # together-ai
+    "tool_use": "tool_calls",
+    "safety": "content_filter",
+}
+# The vendor says that its own machinery broke: text so far is not an answer.
+_BROKEN: dict[str, ProviderErrorKind] = {"error": "server", "insufficient_system_resource": "overloaded"}
+
+
+class _Begun:
+    """A tool call on its way: our index, and what the vendor called it."""
+
+    __slots__ = ("arguments", "id", "index", "key", "name")
+
+    def __init__(self, index: int, key: int | None, id: str | None) -> None:
+        self.index = index
+        self.key = key
+        self.id = id
+        self.name = ""
+        self.arguments: list[str] = []
+
+    def whole(self) -> bool:
+        """Whether the arguments so far are a JSON value of their own."""
+        try:
+            msgspec.json.decode("".join(self.arguments))
+        except msgspec.DecodeError:
+            return False
+        return True
+
+
+class AnswerDecoder:
+    """The `Decoder` of this dialect: an event stream, or one JSON object from servers that ignore ``stream``."""
+
+    def __init__(self) -> None:
+        self._events: EventParser | None = None
+        self._whole: bytearray | None = None
+        self._calls: list[_Begun] = []
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+        self._done = False
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
+        if self._done:
+            return []
+        if self._events is None and self._whole is None:
+            data = data.lstrip(b" \t\r\n")
+            if not data:
+                return []
+            # No field of an event stream begins with a brace, whatever the content type claims.
+            if data[:1] == b"{":
+                self._whole = bytearray()
+            else:
+                self._events = EventParser()
+        if self._whole is not None:
+            self._whole += data
+            if len(self._whole) > _LONGEST_ANSWER:
+                raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
+            return []
+        assert self._events is not None
+        chunks: list[Chunk] = []
+        for event in self._events.feed(data):
+            self._take(event, chunks)
+        return chunks
+
+    def end(self) -> list[Chunk]:
+        """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
+        if self._done:
+            return []
+        chunks: list[Chunk] = []
+        if self._whole is not None:
+            self._read(bytes(self._whole), chunks)
+        elif self._events is not None:
+            for event in self._events.end():
+                try:
+                    self._take(event, chunks)
+                except ProviderError as error:
+                    if error.kind != "malformed":
+                        raise
+        if not self._done:
+            if self._reason is None:
+                raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
+            self._finish(chunks)
+        return chunks
+
+    def _take(self, event: Event, chunks: list[Chunk]) -> None:
+        if self._done:
+            return
+        if event.data.strip() == b"[DONE]":
+            self._finish(chunks)
+        elif event.data:
+            self._read(event.data, chunks)
+
+    def _read(self, data: bytes, chunks: list[Chunk]) -> None:
+        try:
+            found = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
+        if found.error is not None and bytes(found.error) != b"null" or found.object == "error":
+            raise _error(msgspec.json.decode(data), None, None)
+        usage = found.usage or (found.x_groq.usage if found.x_groq else None)
+        if usage is not None:
+            self._usage = _usage(usage)
+        for choice in found.choices or ():
+            if choice.index:  # n is never sent, so there is one choice, number 0 or without a number
+                continue
+            delta = choice.delta or choice.message
+            if delta is not None:
+                self._delta(delta, chunks)
+            if choice.finish_reason:
+                if kind := _BROKEN.get(choice.finish_reason):
+                    raise ProviderError(kind, f"The endpoint gave up with finish reason {choice.finish_reason!r}.")
+                self._reason = choice.finish_reason
+
+    def _delta(self, delta: _Delta, chunks: list[Chunk]) -> None:
+        content = delta.content
+        if content:
+            if not isinstance(content, str):  # mistral-ai: parts, thoughts among them
+                content = "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+            if content:
+                chunks.append(TextDelta(content))
+        if delta.refusal:
+            chunks.append(RefusalDelta(delta.refusal))
+        for entry in delta.tool_calls or ():
+            self._call(entry, chunks)
+        if delta.function_call is not None:
+            self._call(_ToolCall(0, None, delta.function_call), chunks)
+
+    def _call(self, entry: _ToolCall, chunks: list[Chunk]) -> None:
+        function = entry.function or _Function()
+        arguments = function.arguments
+        text = arguments if isinstance(arguments, str) else "" if arguments is None else _encode(arguments).decode()
+        call = self._begun(entry, function.name)
+        if call is None:
+            call = _Begun(len(self._calls), entry.index, entry.id)
+            self._calls.append(call)
+        call.id = call.id or entry.id
+        if not call.name:
+            call.arguments.append(text)
+            if function.name:
+                call.name = function.name
+                call.id = call.id or new_id("call")
+                chunks.append(ToolCallDelta(call.index, call.id, call.name, "".join(call.arguments)))
+        elif text:
+            call.arguments.append(text)
+            chunks.append(ToolCallDelta(call.index, None, None, text))
+
+    def _begun(self, entry: _ToolCall, name: str | None) -> _Begun | None:
+        """The call that ``entry`` continues, or None when it begins one.
+
+        Indexes are absent with some vendors and always 0 with others; ids are absent, repeated in every delta, or
+        fresh in every delta. A name marks a beginning unless the same id, or an unfinished call without a
+        different id, says that it is repeated.
+        """
+        for call in reversed(self._calls):
+            if entry.index is not None and call.key is not None and call.key != entry.index:
+                continue
+            if entry.id and call.id:
+                if entry.id == call.id:
+                    return call
+                if name and call.name:
+                    continue
+                return call if entry.index is not None or not name else None
+            if name and call.name and (name != call.name or call.whole()):
+                continue
+            return call
+        return None
+
+    def _finish(self, chunks: list[Chunk]) -> None:
+        self._done = True
+        if any(not call.name for call in self._calls):
+            raise ProviderError("malformed", "The endpoint sent a tool call without a function name.")
+        reason = _FINISH.get((self._reason or "stop").lower(), "stop")
+        # Vendors disagree about the reason when functions were called; what happened counts.
+        if reason in ("stop", "tool_calls"):
+            reason = "tool_calls" if self._calls else "stop"
+        chunks.append(Finish(reason, self._usage))
+
+
+_LONGEST_ANSWER = 16 * 1024 * 1024
+
+
+def _usage(found: _Usage) -> Usage:
+    prompt, completion = found.prompt_tokens_details, found.completion_tokens_details
+    cached = (prompt.cached_tokens if prompt else None) or found.prompt_cache_hit_tokens
+    reasoning = completion.reasoning_tokens if completion else None
+    return Usage(found.prompt_tokens or 0, found.completion_tokens or 0, cached or 0, reasoning or 0)
