@@ -1,14 +1,19 @@
 """The command line as its users run it: a process, its two outputs and its exit code."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 import loomgate as package
-from loomgate import __version__, doctor
+from loomgate import __version__
 
 # What this process was told about Loomgate and providers must not reach the commands under test; they run the package
 # that this process has, wherever their working directory is.
@@ -188,18 +193,122 @@ def test_doctor_shows_routes_and_webhooks_but_no_secret(tmp_path: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
+@contextmanager
+def endpoint(status: int) -> Generator[tuple[str, list[tuple[str, str | None, bytes]]]]:
+    """A model endpoint that answers everything with ``status``: its address, and the calls it got."""
+    calls: list[tuple[str, str | None, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            calls.append((self.path, self.headers["authorization"], body))
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", calls
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     ("status", "state", "words"),
     [
-        (200, "ok", "reachable"),
-        (401, "problem", "refused the key"),
-        (403, "problem", "refused the key"),
-        (404, "note", "has no list of models"),
-        (503, "note", "in trouble"),
+        (400, "ok", "is reachable"),
+        (422, "ok", "is reachable"),
+        (401, "problem", "refused the key (401)"),
+        (403, "problem", "refused the key (403)"),
+        (404, "problem", "nothing there takes chat completions (404)"),
+        (200, "problem", "nothing there takes chat completions (200)"),
+        (429, "note", "does not serve now (429)"),
+        (503, "note", "does not serve now (503)"),
     ],
 )
-def test_doctor_says_what_an_endpoints_answer_means(status: int, state: str, words: str) -> None:
-    finding = doctor.answered("big", "https://api.example", status)
-    assert finding.state == state
-    assert words in finding.words
-    assert (finding.todo == "") == (state == "ok")
+def test_doctor_says_what_an_endpoint_answers(tmp_path: Path, status: int, state: str, words: str) -> None:
+    with endpoint(status) as (url, calls):
+        done = loomgate(tmp_path, "doctor", OPENAI_API_KEY="sk-hush", OPENAI_BASE_URL=f"{url}/v1")
+    assert done.returncode == (1 if state == "problem" else 0)
+    assert re.search(rf"^  {state} +Provider +openai: {url} .*{re.escape(words)}", done.stdout, re.MULTILINE)
+    assert calls == [("/v1/chat/completions", "Bearer sk-hush", b"{}")]
+    assert "hush" not in done.stdout
+
+
+def test_doctor_says_that_nothing_answers_and_what_a_provider_lacks(tmp_path: Path) -> None:
+    (tmp_path / "loomgate.toml").write_text("""
+        providers.gone = {vendor = "openai-compatible", base_url = "http://127.0.0.1:1/v1"}
+        providers.keyless = {vendor = "openai"}
+        providers.nowhere = {vendor = "openai-compatible"}
+        providers.unknown = {}
+    """)
+    done = loomgate(tmp_path, "doctor")
+    assert done.returncode == 1
+    assert "gone: http://127.0.0.1:1 is not reachable: No connection to 127.0.0.1" in done.stdout
+    assert "keyless: no key, and the vendor needs one" in done.stdout
+    assert "nowhere: the vendor has no address of its own" in done.stdout
+    assert "unknown: no vendor `unknown` in the catalogue" in done.stdout
+
+
+# --- the store ---
+
+
+def test_keys_are_made_shown_and_revoked(tmp_path: Path) -> None:
+    made = loomgate(tmp_path, "keys", "create", "--workspace", "blue", "--name", "ci")
+    assert made.returncode == 0
+    secret = made.stdout.strip()
+    assert re.fullmatch(r"\S{20,}", secret)
+    id = made.stderr.split()[0]
+    shown = loomgate(tmp_path, "keys", "list").stdout
+    assert re.search(rf"^{id} +blue +ci .* UTC$", shown, re.MULTILINE)
+    assert secret not in shown
+    assert "API keys      1 in force" in loomgate(tmp_path, "doctor").stdout
+    assert loomgate(tmp_path, "keys", "revoke", id).returncode == 0
+    assert len(re.findall("UTC", loomgate(tmp_path, "keys", "list").stdout)) == 2
+    assert id in failure(loomgate(tmp_path, "keys", "revoke", id), 1)
+
+
+def test_virtual_keys_are_made_shown_and_deleted(tmp_path: Path) -> None:
+    create = ("virtual-keys", "create", "team", "--provider", "groq", "--api-key-stdin")
+    made = loomgate(tmp_path, *create, stdin="sk-hush\n")
+    assert (made.returncode, made.stdout) == (0, "")
+    assert "has a virtual key team already" in failure(loomgate(tmp_path, *create, stdin="sk-hush\n"), 1)
+    assert loomgate(tmp_path, *create, "--workspace", "blue", stdin="sk-hush").returncode == 0
+    shown = loomgate(tmp_path, "virtual-keys", "list").stdout
+    assert [line.split()[:3] for line in shown.splitlines()[1:]] == [
+        ["team", "blue", "groq"],
+        ["team", "default", "groq"],
+    ]
+    assert loomgate(tmp_path, "virtual-keys", "list", "--workspace", "red").stdout == ""
+    assert "team (groq), team (groq)" in loomgate(tmp_path, "doctor").stdout
+    assert loomgate(tmp_path, "virtual-keys", "delete", "team").returncode == 0
+    assert "no virtual key team in workspace default" in failure(
+        loomgate(tmp_path, "virtual-keys", "delete", "team"), 1
+    )
+    unknown = loomgate(tmp_path, "virtual-keys", "create", "x", "--provider", "gorq", "--api-key-stdin", stdin="k")
+    assert "groq" in failure(unknown, 2)
+    for path in (tmp_path / "loomgate-data").iterdir():
+        assert b"sk-hush" not in path.read_bytes()
+
+
+def test_migrate_says_from_where_to_where(tmp_path: Path) -> None:
+    first, second = (loomgate(tmp_path, "migrate") for _ in range(2))
+    revision = first.stdout.strip().removeprefix("no database -> ")
+    assert revision
+    assert second.stdout == f"already at {revision}\n"
+    done = loomgate(tmp_path, "doctor")
+    assert done.returncode == 0
+    assert f"revision {revision}; not opened, it has no seal key" in done.stdout
+    assert not (tmp_path / "loomgate-data" / "seal.key").exists()
+
+
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loomgate-data").write_text("")
+    line = failure(loomgate(tmp_path, "keys", "list"), 1)
+    assert "loomgate-data" in line

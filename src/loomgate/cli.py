@@ -239,7 +239,7 @@ def _ask_secret(what: str, *, from_stdin: bool) -> str:
 
 
 def _day(timestamp: int | None) -> str:
-    return "" if timestamp is None else datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M")
+    return "" if timestamp is None else datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

@@ -22,11 +22,10 @@ from urllib.parse import urlsplit
 from loomgate import __version__
 from loomgate.errors import LoomgateError, ProviderError, SettingError
 from loomgate.settings import Provider, Settings, find_file, load
-from loomgate.store.seal import KEY_FILE
 
 State = Literal["ok", "note", "problem"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_PROBE_SECONDS = 5.0
+_PATIENCE = 5.0  # seconds for a provider's answer
 _MIB = 1024 * 1024
 
 
@@ -102,6 +101,8 @@ def _data(settings: Settings) -> list[Finding]:
 
 
 def _seal_key(settings: Settings) -> list[Finding]:
+    from loomgate.store.seal import KEY_FILE
+
     if settings.seal_key:
         return [Finding("ok", "Seal key", "from the setting seal_key")]
     path = settings.data / KEY_FILE
@@ -129,10 +130,13 @@ def _routes(settings: Settings) -> list[Finding]:
     if not settings.providers:
         todo = "set OPENAI_API_KEY, or declare [providers.NAME] in loomgate.toml (docs/settings.md)"
         return [Finding("note", "Model route", "no provider: only the model `scripted` works", todo)]
+    from loomgate.providers.catalogue import CATALOGUE
+
     found: list[Finding] = []
     for provider in settings.providers.values():
-        if provider.models:
-            found.append(Finding("ok", "Model route", f"{', '.join(provider.models)} -> {provider.name}"))
+        row = CATALOGUE.get(provider.vendor)
+        if patterns := provider.models or (row.models if row else ()):
+            found.append(Finding("ok", "Model route", f"{', '.join(patterns)} -> {provider.name}"))
     if settings.default_provider:
         rest = "every other model" if found else "every model"
         found.append(Finding("ok", "Model route", f"{rest} -> {settings.default_provider.name}"))
@@ -176,6 +180,7 @@ async def _stored(settings: Settings) -> list[Finding]:
         none = Finding("ok", "Database", f"none yet: {path} will be made on first use")
         return [none, _api_keys(settings, 0), _virtual_keys(declared)]
     from loomgate.store import open_store, schema
+    from loomgate.store.seal import KEY_FILE
 
     try:
         found = schema.revision(path)
@@ -224,41 +229,55 @@ async def _reached(settings: Settings, offline: bool) -> list[Finding]:
 
 
 async def _reach(provider: Provider) -> Finding:
-    """Asks for the list of models, which costs nothing, with the provider's key."""
-    from loomgate.providers import transport
-    from loomgate.providers.catalogue import CATALOGUE
+    """Sends an empty object to the address that model calls go to, with their headers.
 
-    row = CATALOGUE.get(provider.vendor)
+    It costs nothing, since no endpoint runs a model without messages, and the answer's status tells whether the
+    address and the key are right: a list of models would tell it of another address, and some endpoints have none.
+    """
+    from msgspec.structs import replace
+
+    from loomgate.providers.catalogue import CATALOGUE
+    from loomgate.providers.dialect import Target
+    from loomgate.providers.openai import OpenAI
+    from loomgate.providers.transport import Timeouts, Transport
+    from loomgate.wire.chat import Chat
+
+    name, row = provider.name, CATALOGUE.get(provider.vendor)
     if row is None:
-        todo = f"give [providers.{provider.name}] a `vendor`; `openai-compatible` and a base_url suit most servers"
-        return Finding("problem", "Provider", f"{provider.name}: no vendor `{provider.vendor}` in the catalogue", todo)
+        todo = f"give [providers.{name}] a `vendor`; `openai-compatible` and a base_url suit most servers"
+        return Finding("problem", "Provider", f"{name}: no vendor `{provider.vendor}` in the catalogue", todo)
     base = provider.base_url or row.base_url
     if not base:
-        todo = f"give [providers.{provider.name}] a base_url"
-        return Finding("problem", "Provider", f"{provider.name}: the vendor has no address of its own", todo)
+        todo = f"give [providers.{name}] a base_url"
+        return Finding("problem", "Provider", f"{name}: the vendor has no address of its own", todo)
     if row.auth != "optional" and not provider.api_key:
-        todo = f'give [providers.{provider.name}] an api_key, for instance api_key = "env:MY_KEY"'
-        return Finding("problem", "Provider", f"{provider.name}: no key, and the vendor needs one", todo)
-    url = base.rstrip("/") + row.chat_path.replace("/chat/completions", "/models")
-    headers = {"authorization": f"Bearer {provider.api_key.reveal()}"} if provider.api_key else {}
+        todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
+        return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
+    target = Target(vendor=row, base_url=base, api_key=provider.api_key.reveal() or None)
+    call = replace(OpenAI().request(Chat(model="", messages=[]), target), body=b"{}")
+    patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
+    transport = Transport()
     try:
-        status = await transport.probe(url, headers, _PROBE_SECONDS)
+        async with await transport.send(call, patience) as reply:
+            return _answered(name, _site(base), reply.status)
     except ProviderError as error:
         todo = "check base_url and this machine's network"
-        return Finding("problem", "Provider", f"{provider.name}: {_site(url)} not reachable: {error.message}", todo)
-    return answered(provider.name, _site(url), status)
+        return Finding("problem", "Provider", f"{name}: {_site(base)} is not reachable: {error.message}", todo)
+    finally:
+        await transport.close()
 
 
-def answered(name: str, site: str, status: int) -> Finding:
-    """What a status of the list of models says about provider ``name`` at ``site``."""
+def _answered(name: str, site: str, status: int) -> Finding:
+    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``."""
     if status in (401, 403):
-        return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace the api_key")
-    if status >= 500:
-        return Finding("note", "Provider", f"{name}: {site} reachable, but in trouble ({status})", "try again later")
-    if status in (404, 405):
-        # Some endpoints have no list of models; the address may still be right.
-        return Finding("note", "Provider", f"{name}: {site} reachable, has no list of models", "check base_url")
-    return Finding("ok", "Provider", f"{name}: {site} reachable")
+        return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace its api_key")
+    if status < 400 or status in (404, 405):
+        words = f"{name}: {site} is reachable, but nothing there takes chat completions ({status})"
+        return Finding("problem", "Provider", words, "correct its base_url: does it need a path such as /v1?")
+    if status == 429 or status >= 500:
+        words = f"{name}: {site} is reachable, but does not serve now ({status})"
+        return Finding("note", "Provider", words, "try again later")
+    return Finding("ok", "Provider", f"{name}: {site} is reachable")
 
 
 def _site(url: str) -> str:

@@ -87,9 +87,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
     models: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Patterns (`*`, `?`, `[ab]`) of model names for which a client that names no provider gets it."
-        ),
+        Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
     ] = ()
     default: Annotated[
         bool,
@@ -198,9 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 10.0
     sqlite_synchronous: Annotated[
         Literal["full", "normal"],
-        Meta(
-            description="`full`: what was acknowledged survives a power cut; `normal`: faster, may lose the last second."
-        ),
+        Meta(description="`full`: what is acknowledged survives a power cut; `normal`: faster, may lose a second."),
     ] = "full"
     webhook_retry_seconds: Annotated[
         tuple[Annotated[float, Meta(ge=0)], ...],
