@@ -270,6 +270,7 @@ def test_keys_are_made_shown_and_revoked(tmp_path: Path) -> None:
     assert secret not in shown
     assert "API keys      1 in force" in loomgate(tmp_path, "doctor").stdout
     assert loomgate(tmp_path, "keys", "revoke", id).returncode == 0
+    assert "every key is revoked: no request is let in" in loomgate(tmp_path, "doctor").stdout
     assert len(re.findall("UTC", loomgate(tmp_path, "keys", "list").stdout)) == 2
     assert id in failure(loomgate(tmp_path, "keys", "revoke", id), 1)
 

@@ -178,7 +178,7 @@ async def _stored(settings: Settings) -> list[Finding]:
     declared = [f"{key.slug} ({key.provider})" for key in settings.virtual_keys.values()]
     if not path.exists():
         none = Finding("ok", "Database", f"none yet: {path} will be made on first use")
-        return [none, _api_keys(settings, 0), _virtual_keys(declared)]
+        return [none, _api_keys(settings, 0, 0), _virtual_keys(declared)]
     from loomgate.store import open_store, schema
     from loomgate.store.seal import KEY_FILE
 
@@ -192,17 +192,24 @@ async def _stored(settings: Settings) -> list[Finding]:
             todo = f"restore {KEY_FILE}; without it the next start makes a new one, which opens no stored provider key"
             return [Finding("note", "Database", f"{path}, revision {found}; not opened, it has no seal key", todo)]
         async with open_store(settings) as opened:
-            valid = [key for key in await opened.keys.list() if key.revoked_at is None]
+            keys = await opened.keys.list()
             stored = [f"{key.slug} ({key.provider})" for key in await opened.virtual_keys.list(None)]
     except LoomgateError as error:
         return [Finding("problem", "Database", str(error), "look at the file's owner and permissions")]
     fine = Finding("ok", "Database", f"{path}, revision {found}")
-    return [fine, _api_keys(settings, len(valid)), _virtual_keys(declared + stored)]
+    return [
+        fine,
+        _api_keys(settings, len(keys), sum(key.revoked_at is None for key in keys)),
+        _virtual_keys(declared + stored),
+    ]
 
 
-def _api_keys(settings: Settings, count: int) -> Finding:
-    if count:
-        return Finding("ok", "API keys", f"{count} in force")
+def _api_keys(settings: Settings, ever: int, valid: int) -> Finding:
+    if valid:
+        return Finding("ok", "API keys", f"{valid} in force")
+    if ever:
+        todo = "`loomgate keys create --name NAME` makes another"
+        return Finding("problem", "API keys", "every key is revoked: no request is let in", todo)
     todo = "`loomgate keys create --name NAME` makes one, and from then on every request needs one"
     if settings.host in _LOOPBACK:
         return Finding(
