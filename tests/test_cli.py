@@ -1,8 +1,13 @@
 """The command line as its users run it: a process, its two outputs and its exit code."""
 
 import os
+import re
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -111,6 +116,24 @@ def test_an_option_is_checked_like_a_setting(tmp_path: Path) -> None:
     assert "SQLite only" in failure(loomgate(tmp_path, "migrate", "--database-url", "postgresql://h/d"), 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "stdin", "line"),
+    [
+        (("a b", "--provider", "openai"), "", "SLUG: expected a name of up to 64 letters"),
+        (("a", "--provider", "openai", "--workspace", "-"), "", "--workspace: expected a name of up to 64 letters"),
+        (("a", "--provider", "openai", "--base-url", "x"), "", "--base-url: expected an http:// or https:// address"),
+        (("a", "--provider", "openai"), "sk-1", "--api-key-stdin: expected the option, since there is no terminal"),
+        (("a", "--provider", "openai", "--api-key-stdin"), "\n", "the API key: expected a key, found nothing"),
+    ],
+)
+def test_a_virtual_key_is_checked_before_it_is_stored(
+    tmp_path: Path, words: tuple[str, ...], stdin: str, line: str
+) -> None:
+    done = loomgate(tmp_path, "virtual-keys", "create", *words, stdin=stdin, OPENAI_API_KEY="sk-2")
+    assert failure(done, 2).startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- doctor ---
 
 
@@ -132,9 +155,9 @@ def test_doctor_reports_wrong_settings_as_a_problem(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_an_open_address_without_keys(tmp_path: Path) -> None:
-    done = loomgate(tmp_path, "doctor", "--host", "0.0.0.0")
+    done = loomgate(tmp_path, "doctor", "--host", "192.0.2.1")
     assert done.returncode == 1
-    assert "none, but the server is to listen on 0.0.0.0" in done.stdout
+    assert "none, but the server is to listen on 192.0.2.1" in done.stdout
 
 
 def test_doctor_finds_a_data_folder_that_is_a_file_and_a_readable_seal_key(tmp_path: Path) -> None:
@@ -168,3 +191,125 @@ def test_doctor_shows_routes_and_webhooks_but_no_secret(tmp_path: Path) -> None:
     assert "blue (big)" in done.stdout
     assert "http://127.0.0.1:1: all events of workspace default" in done.stdout
     assert "hush" not in done.stdout + done.stderr
+
+
+@contextmanager
+def endpoint(status: int) -> Generator[tuple[str, list[tuple[str, str | None, bytes]]]]:
+    """A model endpoint that answers everything with ``status``: its address, and the calls it got."""
+    calls: list[tuple[str, str | None, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            calls.append((self.path, self.headers["authorization"], body))
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", calls
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        (400, "ok", "is reachable"),
+        (422, "ok", "is reachable"),
+        (401, "problem", "refused the key (401)"),
+        (403, "problem", "refused the key (403)"),
+        (404, "problem", "nothing there takes chat completions (404)"),
+        (200, "problem", "nothing there takes chat completions (200)"),
+        (429, "note", "does not serve now (429)"),
+        (503, "note", "does not serve now (503)"),
+    ],
+)
+def test_doctor_says_what_an_endpoint_answers(tmp_path: Path, status: int, state: str, words: str) -> None:
+    with endpoint(status) as (url, calls):
+        done = loomgate(tmp_path, "doctor", OPENAI_API_KEY="sk-hush", OPENAI_BASE_URL=f"{url}/v1")
+    assert done.returncode == (1 if state == "problem" else 0)
+    assert re.search(rf"^  {state} +Provider +openai: {url} .*{re.escape(words)}", done.stdout, re.MULTILINE)
+    assert calls == [("/v1/chat/completions", "Bearer sk-hush", b"{}")]
+    assert "hush" not in done.stdout
+
+
+def test_doctor_says_that_nothing_answers_and_what_a_provider_lacks(tmp_path: Path) -> None:
+    (tmp_path / "loomgate.toml").write_text("""
+        providers.gone = {vendor = "openai-compatible", base_url = "http://127.0.0.1:1/v1"}
+        providers.keyless = {vendor = "openai"}
+        providers.nowhere = {vendor = "openai-compatible"}
+        providers.unknown = {}
+    """)
+    done = loomgate(tmp_path, "doctor")
+    assert done.returncode == 1
+    assert "gone: http://127.0.0.1:1 is not reachable: No connection to 127.0.0.1" in done.stdout
+    assert "keyless: no key, and the vendor needs one" in done.stdout
+    assert "nowhere: the vendor has no address of its own" in done.stdout
+    assert "unknown: no vendor `unknown` in the catalogue" in done.stdout
+
+
+# --- the store ---
+
+
+def test_keys_are_made_shown_and_revoked(tmp_path: Path) -> None:
+    made = loomgate(tmp_path, "keys", "create", "--workspace", "blue", "--name", "ci")
+    assert made.returncode == 0
+    secret = made.stdout.strip()
+    assert re.fullmatch(r"\S{20,}", secret)
+    id = made.stderr.split()[0]
+    shown = loomgate(tmp_path, "keys", "list").stdout
+    assert re.search(rf"^{id} +blue +ci .* UTC$", shown, re.MULTILINE)
+    assert secret not in shown
+    assert "API keys      1 in force" in loomgate(tmp_path, "doctor").stdout
+    assert loomgate(tmp_path, "keys", "revoke", id).returncode == 0
+    assert "every key is revoked: no request is let in" in loomgate(tmp_path, "doctor").stdout
+    assert len(re.findall("UTC", loomgate(tmp_path, "keys", "list").stdout)) == 2
+    assert id in failure(loomgate(tmp_path, "keys", "revoke", id), 1)
+
+
+def test_virtual_keys_are_made_shown_and_deleted(tmp_path: Path) -> None:
+    create = ("virtual-keys", "create", "team", "--provider", "groq", "--api-key-stdin")
+    made = loomgate(tmp_path, *create, stdin="sk-hush\n")
+    assert (made.returncode, made.stdout) == (0, "")
+    assert "has a virtual key team already" in failure(loomgate(tmp_path, *create, stdin="sk-hush\n"), 1)
+    assert loomgate(tmp_path, *create, "--workspace", "blue", stdin="sk-hush").returncode == 0
+    shown = loomgate(tmp_path, "virtual-keys", "list").stdout
+    assert [line.split()[:3] for line in shown.splitlines()[1:]] == [
+        ["team", "blue", "groq"],
+        ["team", "default", "groq"],
+    ]
+    assert loomgate(tmp_path, "virtual-keys", "list", "--workspace", "red").stdout == ""
+    assert "team (groq), team (groq)" in loomgate(tmp_path, "doctor").stdout
+    assert loomgate(tmp_path, "virtual-keys", "delete", "team").returncode == 0
+    assert "no virtual key team in workspace default" in failure(
+        loomgate(tmp_path, "virtual-keys", "delete", "team"), 1
+    )
+    unknown = loomgate(tmp_path, "virtual-keys", "create", "x", "--provider", "gorq", "--api-key-stdin", stdin="k")
+    assert "groq" in failure(unknown, 2)
+    for path in (tmp_path / "loomgate-data").iterdir():
+        assert b"sk-hush" not in path.read_bytes()
+
+
+def test_migrate_says_from_where_to_where(tmp_path: Path) -> None:
+    first, second = (loomgate(tmp_path, "migrate") for _ in range(2))
+    revision = first.stdout.strip().removeprefix("no database -> ")
+    assert revision
+    assert second.stdout == f"already at {revision}\n"
+    done = loomgate(tmp_path, "doctor")
+    assert done.returncode == 0
+    assert f"revision {revision}; not opened, it has no seal key" in done.stdout
+    assert not (tmp_path / "loomgate-data" / "seal.key").exists()
+
+
+def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loomgate-data").write_text("")
+    line = failure(loomgate(tmp_path, "keys", "list"), 1)
+    assert "loomgate-data" in line

@@ -101,6 +101,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _keys_create(options: argparse.Namespace) -> int:
+    from loomgate.settings import check_name
+
+    check_name("--workspace", options.workspace)
+
     async def create(settings: "Settings") -> int:
         from loomgate.store import open_store
 
@@ -110,7 +114,7 @@ def _keys_create(options: argparse.Namespace) -> int:
         print(key.secret)
         return 0
 
-    return _in_loop(create, options)
+    return _in_loop(create, _load(options))
 
 
 def _keys_list(options: argparse.Namespace) -> int:
@@ -126,7 +130,7 @@ def _keys_list(options: argparse.Namespace) -> int:
         )
         return 0
 
-    return _in_loop(show, options)
+    return _in_loop(show, _load(options))
 
 
 def _keys_revoke(options: argparse.Namespace) -> int:
@@ -139,26 +143,41 @@ def _keys_revoke(options: argparse.Namespace) -> int:
         _say(f"revoked {options.id}")
         return 0
 
-    return _in_loop(revoke, options)
+    return _in_loop(revoke, _load(options))
 
 
 def _virtual_keys_create(options: argparse.Namespace) -> int:
+    from loomgate.settings import check_name, check_url
+
+    settings = _load(options)
+    check_name("SLUG", options.slug)
+    check_name("--workspace", options.workspace)
+    check_url("--base-url", options.base_url or "", settings)
+    if options.provider not in settings.providers:
+        from loomgate.providers.catalogue import CATALOGUE
+
+        if options.provider not in CATALOGUE:
+            known = ", ".join(sorted({*settings.providers, *CATALOGUE}))
+            raise SettingError("--provider", f"one of {known}", repr(options.provider))
+    secret = _ask_secret(f"API key of {options.provider}", from_stdin=options.api_key_stdin)
+
     async def create(settings: "Settings") -> int:
         from loomgate.store import open_store
 
-        secret = _ask_secret(f"API key of {options.provider}", from_stdin=options.api_key_stdin)
         async with open_store(settings) as store:
-            await store.virtual_keys.create(
+            made = await store.virtual_keys.create(
                 workspace=options.workspace,
                 slug=options.slug,
                 provider=options.provider,
                 secret=secret,
                 base_url=options.base_url,
             )
+        if not made:
+            return _fail(f"workspace {options.workspace} has a virtual key {options.slug} already; delete it first", 1)
         _say(f"clients of workspace {options.workspace} name it as x-portkey-virtual-key: {options.slug}")
         return 0
 
-    return _in_loop(create, options)
+    return _in_loop(create, settings)
 
 
 def _virtual_keys_list(options: argparse.Namespace) -> int:
@@ -174,7 +193,7 @@ def _virtual_keys_list(options: argparse.Namespace) -> int:
         )
         return 0
 
-    return _in_loop(show, options)
+    return _in_loop(show, _load(options))
 
 
 def _virtual_keys_delete(options: argparse.Namespace) -> int:
@@ -187,14 +206,11 @@ def _virtual_keys_delete(options: argparse.Namespace) -> int:
         _say(f"deleted {options.slug}")
         return 0
 
-    return _in_loop(delete, options)
+    return _in_loop(delete, _load(options))
 
 
-def _in_loop(
-    work: "Callable[[Settings], Coroutine[None, None, int]]",
-    options: argparse.Namespace,
-) -> int:
-    return asyncio.run(work(_load(options)))
+def _in_loop(work: "Callable[[Settings], Coroutine[None, None, int]]", settings: "Settings") -> int:
+    return asyncio.run(work(settings))
 
 
 # --- talking ---------------------------------------------------------------------------------------------------------
@@ -205,13 +221,16 @@ def _say(line: str) -> None:
 
 
 def _ask_secret(what: str, *, from_stdin: bool) -> str:
-    """A secret from standard input or the terminal: never from the arguments, which any user of the machine can read."""
+    """A secret from standard input or the terminal: never from the arguments, which every user of the machine sees."""
     if from_stdin:
         secret = sys.stdin.readline()
     elif sys.stdin.isatty():
         import getpass
 
-        secret = getpass.getpass(f"{what}: ")
+        try:
+            secret = getpass.getpass(f"{what}: ")
+        except EOFError:
+            secret = ""
     else:
         raise SettingError("--api-key-stdin", "the option, since there is no terminal to ask for the key")
     if not secret.strip():
@@ -220,7 +239,7 @@ def _ask_secret(what: str, *, from_stdin: bool) -> str:
 
 
 def _day(timestamp: int | None) -> str:
-    return "" if timestamp is None else datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M")
+    return "" if timestamp is None else datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
@@ -280,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("slug", metavar="SLUG", help="what clients send as x-portkey-virtual-key")
     create.add_argument("--provider", required=True, metavar="P", help="declared provider or vendor it is a key of")
     create.add_argument("--api-key-stdin", action="store_true", help="read the key from standard input")
-    create.add_argument("--base-url", default="", metavar="U", help="where the API begins, if not the provider's own")
+    create.add_argument("--base-url", metavar="U", help="where the API begins, if not the provider's own")
     create.add_argument("--workspace", default="default", metavar="W", help="who may use it (default: default)")
     show = word(verbs.add_parser, "list", "Show the stored virtual keys, without their secrets.", _virtual_keys_list)
     show.add_argument("--workspace", metavar="W", help="only this workspace")

@@ -14,6 +14,7 @@ import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from loomgate.settings import Provider, Settings, find_file, load
 
 State = Literal["ok", "note", "problem"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_PROBE_SECONDS = 5.0
+_PATIENCE = 5.0  # seconds for a provider's answer
 _MIB = 1024 * 1024
 
 
@@ -66,11 +67,11 @@ def _python() -> Finding:
 
 
 def _sqlite() -> Finding:
+    # Asked of the installed package, whose version begins with SQLite's: the library itself is the store's to load.
     try:
-        import apsw
-    except ImportError as error:
-        return Finding("problem", "SQLite", f"the library does not load: {error}", "install loomgate again")
-    return Finding("ok", "SQLite", apsw.sqlite_lib_version())
+        return Finding("ok", "SQLite", f"of apsw {metadata.version('apsw')}")
+    except metadata.PackageNotFoundError:
+        return Finding("problem", "SQLite", "the package apsw is missing", "install loomgate again")
 
 
 def _config(config: Path | None) -> Finding:
@@ -100,9 +101,11 @@ def _data(settings: Settings) -> list[Finding]:
 
 
 def _seal_key(settings: Settings) -> list[Finding]:
+    from loomgate.store.seal import KEY_FILE
+
     if settings.seal_key:
         return [Finding("ok", "Seal key", "from the setting seal_key")]
-    path = settings.data / "seal.key"
+    path = settings.data / KEY_FILE
     if not path.exists():
         return [Finding("ok", "Seal key", f"none yet: {path} will be made on first use")]
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -127,10 +130,13 @@ def _routes(settings: Settings) -> list[Finding]:
     if not settings.providers:
         todo = "set OPENAI_API_KEY, or declare [providers.NAME] in loomgate.toml (docs/settings.md)"
         return [Finding("note", "Model route", "no provider: only the model `scripted` works", todo)]
+    from loomgate.providers.catalogue import CATALOGUE
+
     found: list[Finding] = []
     for provider in settings.providers.values():
-        if provider.models:
-            found.append(Finding("ok", "Model route", f"{', '.join(provider.models)} -> {provider.name}"))
+        row = CATALOGUE.get(provider.vendor)
+        if patterns := provider.models or (row.models if row else ()):
+            found.append(Finding("ok", "Model route", f"{', '.join(patterns)} -> {provider.name}"))
     if settings.default_provider:
         rest = "every other model" if found else "every model"
         found.append(Finding("ok", "Model route", f"{rest} -> {settings.default_provider.name}"))
@@ -172,26 +178,38 @@ async def _stored(settings: Settings) -> list[Finding]:
     declared = [f"{key.slug} ({key.provider})" for key in settings.virtual_keys.values()]
     if not path.exists():
         none = Finding("ok", "Database", f"none yet: {path} will be made on first use")
-        return [none, _api_keys(settings, 0), _virtual_keys(declared)]
-    from loomgate import store
+        return [none, _api_keys(settings, 0, 0), _virtual_keys(declared)]
+    from loomgate.store import open_store, schema
+    from loomgate.store.seal import KEY_FILE
 
     try:
-        found, newest = store.revisions(settings)
-        if found != newest:
-            words = f"{path} is at revision {found or 'none'}, this version needs {newest}"
+        found = schema.revision(path)
+        if found != schema.HEAD:
+            words = f"{path} is at revision {found or 'none'}, this version needs {schema.HEAD}"
             return [Finding("problem", "Database", words, "stop the server, then run `loomgate migrate`")]
-        async with store.open_store(settings) as opened:
-            valid = [key for key in await opened.keys.list() if key.revoked_at is None]
+        if not settings.seal_key and not (settings.data / KEY_FILE).exists():
+            # To open the store would make a new key, and hide that one is missing.
+            todo = f"restore {KEY_FILE}; without it the next start makes a new one, which opens no stored provider key"
+            return [Finding("note", "Database", f"{path}, revision {found}; not opened, it has no seal key", todo)]
+        async with open_store(settings) as opened:
+            keys = await opened.keys.list()
             stored = [f"{key.slug} ({key.provider})" for key in await opened.virtual_keys.list(None)]
     except LoomgateError as error:
         return [Finding("problem", "Database", str(error), "look at the file's owner and permissions")]
     fine = Finding("ok", "Database", f"{path}, revision {found}")
-    return [fine, _api_keys(settings, len(valid)), _virtual_keys(declared + stored)]
+    return [
+        fine,
+        _api_keys(settings, len(keys), sum(key.revoked_at is None for key in keys)),
+        _virtual_keys(declared + stored),
+    ]
 
 
-def _api_keys(settings: Settings, count: int) -> Finding:
-    if count:
-        return Finding("ok", "API keys", f"{count} in force")
+def _api_keys(settings: Settings, ever: int, valid: int) -> Finding:
+    if valid:
+        return Finding("ok", "API keys", f"{valid} in force")
+    if ever:
+        todo = "`loomgate keys create --name NAME` makes another"
+        return Finding("problem", "API keys", "every key is revoked: no request is let in", todo)
     todo = "`loomgate keys create --name NAME` makes one, and from then on every request needs one"
     if settings.host in _LOOPBACK:
         return Finding(
@@ -218,41 +236,55 @@ async def _reached(settings: Settings, offline: bool) -> list[Finding]:
 
 
 async def _reach(provider: Provider) -> Finding:
-    """Asks for the list of models, which costs nothing, with the provider's key."""
-    from loomgate.providers import transport
-    from loomgate.providers.catalogue import CATALOGUE
+    """Sends an empty object to the address that model calls go to, with their headers.
 
-    row = CATALOGUE.get(provider.vendor)
+    It costs nothing, since no endpoint runs a model without messages, and the answer's status tells whether the
+    address and the key are right: a list of models would tell it of another address, and some endpoints have none.
+    """
+    from msgspec.structs import replace
+
+    from loomgate.providers.catalogue import CATALOGUE
+    from loomgate.providers.dialect import Target
+    from loomgate.providers.openai import OpenAI
+    from loomgate.providers.transport import Timeouts, Transport
+    from loomgate.wire.chat import Chat
+
+    name, row = provider.name, CATALOGUE.get(provider.vendor)
     if row is None:
-        todo = f"give [providers.{provider.name}] a `vendor`; `openai-compatible` and a base_url suit most servers"
-        return Finding("problem", "Provider", f"{provider.name}: no vendor `{provider.vendor}` in the catalogue", todo)
+        todo = f"give [providers.{name}] a `vendor`; `openai-compatible` and a base_url suit most servers"
+        return Finding("problem", "Provider", f"{name}: no vendor `{provider.vendor}` in the catalogue", todo)
     base = provider.base_url or row.base_url
     if not base:
-        todo = f"give [providers.{provider.name}] a base_url"
-        return Finding("problem", "Provider", f"{provider.name}: the vendor has no address of its own", todo)
+        todo = f"give [providers.{name}] a base_url"
+        return Finding("problem", "Provider", f"{name}: the vendor has no address of its own", todo)
     if row.auth != "optional" and not provider.api_key:
-        todo = f'give [providers.{provider.name}] an api_key, for instance api_key = "env:MY_KEY"'
-        return Finding("problem", "Provider", f"{provider.name}: no key, and the vendor needs one", todo)
-    url = base.rstrip("/") + row.chat_path.replace("/chat/completions", "/models")
-    headers = {"authorization": f"Bearer {provider.api_key.reveal()}"} if provider.api_key else {}
+        todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
+        return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
+    target = Target(vendor=row, base_url=base, api_key=provider.api_key.reveal() or None)
+    call = replace(OpenAI().request(Chat(model="", messages=[]), target), body=b"{}")
+    patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
+    transport = Transport()
     try:
-        status = await transport.probe(url, headers, _PROBE_SECONDS)
+        async with await transport.send(call, patience) as reply:
+            return _answered(name, _site(base), reply.status)
     except ProviderError as error:
         todo = "check base_url and this machine's network"
-        return Finding("problem", "Provider", f"{provider.name}: {_site(url)} not reachable: {error.message}", todo)
-    return _answered(provider.name, _site(url), status)
+        return Finding("problem", "Provider", f"{name}: {_site(base)} is not reachable: {error.message}", todo)
+    finally:
+        await transport.close()
 
 
 def _answered(name: str, site: str, status: int) -> Finding:
-    """What a status of the list of models says about provider ``name`` at ``site``."""
+    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``."""
     if status in (401, 403):
-        return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace the api_key")
-    if status >= 500:
-        return Finding("note", "Provider", f"{name}: {site} reachable, but in trouble ({status})", "try again later")
-    if status in (404, 405):
-        # Some endpoints have no list of models; the address may still be right.
-        return Finding("note", "Provider", f"{name}: {site} reachable, has no list of models", "check base_url")
-    return Finding("ok", "Provider", f"{name}: {site} reachable")
+        return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace its api_key")
+    if status < 400 or status in (404, 405):
+        words = f"{name}: {site} is reachable, but nothing there takes chat completions ({status})"
+        return Finding("problem", "Provider", words, "correct its base_url: does it need a path such as /v1?")
+    if status == 429 or status >= 500:
+        words = f"{name}: {site} is reachable, but does not serve now ({status})"
+        return Finding("note", "Provider", words, "try again later")
+    return Finding("ok", "Provider", f"{name}: {site} is reachable")
 
 
 def _site(url: str) -> str:
@@ -273,16 +305,17 @@ def _print(findings: Iterable[Finding], out: TextIO) -> None:
     left = 2 + len("problem") + 2
     wide = max(len(finding.what) for finding in findings) + 2
     room = max(40, shutil.get_terminal_size().columns - left - wide) if terminal else 10_000
-    print(f"Loomgate {__version__}\n", file=out)
+    lines = [f"Loomgate {__version__}", ""]
     for state, what, words, todo in findings:
         mark = state.ljust(left - 2)
         first, *rest = textwrap.wrap(words, room) or [""]
         shown = f"\x1b[{_COLOURS[state]}m{mark}\x1b[0m" if colours else mark
-        print(f"  {shown}{what.ljust(wide)}{first}", file=out)
-        for line in rest + (textwrap.wrap(f"-> {todo}", room, subsequent_indent="   ") if todo else []):
-            print(" " * (left + wide) + line, file=out)
+        lines.append(f"  {shown}{what.ljust(wide)}{first}")
+        more = [*rest, *(textwrap.wrap(f"-> {todo}", room, subsequent_indent="   ") if todo else [])]
+        lines += [" " * (left + wide) + line for line in more]
     counts = {state: sum(finding.state == state for finding in findings) for state in _COLOURS}
-    print(f"\n{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}.", file=out)
+    lines += ["", f"{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}.", ""]
+    out.write("\n".join(lines))
 
 
 def _count(number: int, word: str) -> str:

@@ -11,7 +11,6 @@ cannot say (one key against another, addresses, key material) is in `_check`.
 import base64
 import binascii
 import difflib
-import json
 import math
 import os
 import re
@@ -88,9 +87,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
     models: Annotated[
         tuple[str, ...],
-        Meta(
-            description="Patterns (`*`, `?`, `[ab]`) of model names for which a client that names no provider gets it."
-        ),
+        Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
     ] = ()
     default: Annotated[
         bool,
@@ -99,9 +96,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             " and has no `models`."
         ),
     ] = False
-    connect_seconds: Annotated[float, Meta(gt=0, description="Longest wait for a connection.")] = 5.0
+    connect_seconds: Annotated[float, Meta(gt=0, description="Longest wait for a connection.")] = 10.0
     first_byte_seconds: Annotated[float, Meta(gt=0, description="Longest wait for the answer to begin.")] = 120.0
-    idle_seconds: Annotated[float, Meta(gt=0, description="Longest silence within an answer.")] = 60.0
+    idle_seconds: Annotated[float, Meta(gt=0, description="Longest silence within an answer.")] = 120.0
     total_seconds: Annotated[float, Meta(gt=0, description="Longest time for one attempt as a whole.")] = 600.0
     max_attempts: Annotated[
         int, Meta(ge=1, le=20, description="Attempts for one model call, the first one included.")
@@ -199,9 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 10.0
     sqlite_synchronous: Annotated[
         Literal["full", "normal"],
-        Meta(
-            description="`full`: what was acknowledged survives a power cut; `normal`: faster, and may lose the last moment."
-        ),
+        Meta(description="`full`: what is acknowledged survives a power cut; `normal`: faster, may lose a second."),
     ] = "full"
     webhook_retry_seconds: Annotated[
         tuple[Annotated[float, Meta(ge=0)], ...],
@@ -265,7 +260,7 @@ def find_file(env: Mapping[str, str] = os.environ, file: Path | None = None) -> 
 
 
 def load(args: Mapping[str, object] = {}, env: Mapping[str, str] = os.environ, file: Path | None = None) -> Settings:
-    """The settings of this process: defaults < file < ``LOOMGATE_*`` < ``args``, each key whole from the last that has it.
+    """The settings of this process: defaults < file < ``LOOMGATE_*`` < ``args``; a key is whole from its last.
 
     Takes ``args`` from the command line (keys of `Settings`; None means not given; text is read like the environment),
     ``env`` as a process's environment, ``file`` as given by ``--config``. Raises `SettingError` with the key, what was
@@ -308,6 +303,34 @@ def decode_seal_key(text: str) -> bytes:
     return key
 
 
+def check_name(key: str, name: str) -> str:
+    """``name`` if it can name a provider, slug or workspace; raises `SettingError` for ``key`` if not."""
+    try:
+        return msgspec.convert(name, _Name)
+    except msgspec.ValidationError:
+        raise SettingError(key, _expected(_Name), _found(name)) from None
+
+
+def check_url(key: str, url: str, own: Settings | None) -> None:
+    """Raises `SettingError` for ``key`` unless ``url`` is empty or an http(s) address.
+
+    ``own`` is given for an endpoint that is called: it must not be this server, or calls would go round for ever.
+    """
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.fragment or "@" in parts.netloc:
+        raise SettingError(key, "an http:// or https:// address without user name and fragment", "something else")
+    if own and parts.query:
+        raise SettingError(key, "an address without query, since paths are appended to it", "a query")
+    if own and port == own.port and host in ("127.0.0.1", "localhost", "::1", own.host):
+        raise SettingError(key, "an endpoint other than this server itself", f"{host}:{port}")
+
+
 # --- sources ---------------------------------------------------------------------------------------------------------
 
 
@@ -337,8 +360,8 @@ def _from_text(key: str, text: str, source: str) -> object:
     if not isinstance(_shape(hint), (shapes.DictType, shapes.VarTupleType)):
         return text
     try:
-        return json.loads(text)
-    except ValueError:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
         raise SettingError(key, f"{_expected(hint)} written as JSON", f"other text in {source}") from None
 
 
@@ -461,13 +484,13 @@ def _check(made: Settings) -> None:
     if made.seal_key:
         decode_seal_key(made.seal_key.reveal())
     for name, provider in made.providers.items():
-        _check_url(f"providers.{name}.base_url", provider.base_url, made)
+        check_url(f"providers.{name}.base_url", provider.base_url, made)
     for slug, virtual_key in made.virtual_keys.items():
-        _check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
+        check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
     if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
         raise SettingError(f"providers.{defaults[1]}.default", "one default provider", f"{defaults[0]} is another")
     for at, webhook in enumerate(made.webhooks):
-        _check_url(f"webhooks[{at}].url", webhook.url or "nothing", None)
+        check_url(f"webhooks[{at}].url", webhook.url or "nothing", None)
         try:
             length = len(webhook.signing_key()) if webhook.secret.reveal().startswith("whsec_") else 0
         except ValueError:
@@ -484,23 +507,6 @@ def _check_database(url: str) -> None:
         raise SettingError("database_url", wanted, f"a `{scheme}` address" if separator else "no address")
     if url and (len(path) < 2 or not path.startswith("/") or ":memory:" in path or "?" in path):
         raise SettingError("database_url", "`sqlite:///` and the path of a file, without options", repr(url))
-
-
-def _check_url(key: str, url: str, own: Settings | None) -> None:
-    """``url`` is empty or an http(s) address; with ``own``, not this server's (whose calls would go round for ever)."""
-    if not url:
-        return
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if parts.scheme not in ("http", "https") or not host or parts.fragment or "@" in parts.netloc:
-        raise SettingError(key, "an http:// or https:// address without user name and fragment", "something else")
-    if own and parts.query:
-        raise SettingError(key, "an address without query, since paths are appended to it", "a query")
-    if own and port == own.port and host in ("127.0.0.1", "localhost", "::1", own.host):
-        raise SettingError(key, "an endpoint other than this server itself", f"{host}:{port}")
 
 
 # --- the words of messages and docs ----------------------------------------------------------------------------------
@@ -529,7 +535,7 @@ def _written(default: object) -> str:
         return '""'
     if isinstance(default, tuple):
         return "[" + ", ".join(_written(item) for item in cast("tuple[object, ...]", default)) + "]"
-    return f"{default:g}" if isinstance(default, float) else json.dumps(default, default=str)
+    return f"{default:g}" if isinstance(default, float) else msgspec.json.encode(default, enc_hook=str).decode()
 
 
 def _range(shape: shapes.IntType | shapes.FloatType) -> str:

@@ -54,6 +54,11 @@ def test_an_unknown_version_is_said_to_be_one() -> None:
         Sealer(KEY).open(b"\x02" + bytes(40), context="vk_1")
 
 
+def test_the_mark_follows_from_the_key_and_is_not_the_key() -> None:
+    assert Sealer(KEY).mark == Sealer(KEY).mark
+    assert len({KEY, Sealer(KEY).mark, Sealer(bytes(32)).mark}) == 3
+
+
 def test_a_key_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         Sealer(b"short")

@@ -7,6 +7,7 @@ The sealed form is one version byte, a random nonce of 12 bytes, and AES-256-GCM
 version byte and the context are authenticated, so a sealed secret moved to another row does not open there.
 """
 
+import hmac
 import os
 from pathlib import Path
 
@@ -29,6 +30,12 @@ class Sealer:
         if len(key) != 32:
             raise ValueError("a seal key has 32 bytes")
         self._cipher = AESGCM(key)
+        self._mark = hmac.digest(key, b"loomgate: key for marks", "sha256")
+
+    @property
+    def mark(self) -> bytes:
+        """A key of its own, derived from the sealing key, for digests by which equal secrets are recognised."""
+        return self._mark
 
     def seal(self, plain: str, *, context: str) -> bytes:
         """``plain`` sealed. ``context`` says whose secret it is (kind and id) and is needed again to open it."""
