@@ -1,4 +1,1 @@
-"""What tests need and the product does not: checks of answers and streams, bodies that must be refused, coverage.
-
-Nothing in here imports a test. Every check raises `AssertionError` with the place, the rule and what was found.
-"""
+"""Helpers of the tests: stand-ins that speak a real wire, and what starts and stops them."""
