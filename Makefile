@@ -17,7 +17,7 @@ NODE_INSTALLED := tests/node/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install dev serve test lint types imports format wheel wheel-check pytest lock upgrade clean
+.PHONY: help install dev serve test lint types imports format wheel wheel-check pytest behaviour lock upgrade clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -79,6 +79,9 @@ pytest: dev ## the tests alone; options in PYTEST_ARGS
 	@echo "== pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+behaviour: $(DEV_INSTALLED) ## which numbered statements have a test, and why the others have none
+	@$(BIN)/python scripts/behaviour.py
+
 format: $(DEV_INSTALLED) ## rewrite the code as the lint wants it, where that is safe
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
@@ -103,3 +106,5 @@ upgrade: $(DEV_INSTALLED) ## the same, moving every version as far as pyproject.
 
 clean: ## remove what make made, except your data
 	@rm -rf .venv dist tests/node/node_modules .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+-include make/*.mk

@@ -128,9 +128,7 @@ def _own(journal: Journal) -> list[chat.ChatMessage]:
                     if call.function.output is None:
                         continue
                     calls.append(chat.ToolCall(call.id, call.function.name, call.function.arguments))
-                    outputs.append(
-                        chat.ChatMessage(role="tool", content=call.function.output, tool_call_id=call.id)
-                    )
+                    outputs.append(chat.ChatMessage(role="tool", content=call.function.output, tool_call_id=call.id))
         if calls:
             said.append(chat.ChatMessage(role="assistant", content=text, tool_calls=calls))
             said += outputs

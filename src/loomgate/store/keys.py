@@ -17,14 +17,18 @@ _k, _v, _c = tables.api_keys, tables.virtual_keys, tables.credentials
 _key, _owner = sa.bindparam("key"), sa.bindparam("owner")
 
 _ADD = Statement(sa.insert(_k))
-_FIND = Statement(sa.select(_k.c.id, _k.c.workspace).where(_k.c.digest == sa.bindparam("digest"), _k.c.revoked_at.is_(None)))
+_FIND = Statement(
+    sa.select(_k.c.id, _k.c.workspace).where(_k.c.digest == sa.bindparam("digest"), _k.c.revoked_at.is_(None))
+)
 _ANY = Statement(sa.select(_k.c.id).limit(1))
 _ALL = Statement(
     sa.select(_k.c.id, _k.c.workspace, _k.c.name, _k.c.hint, _k.c.created_at, _k.c.revoked_at).order_by(
         _k.c.created_at, _k.c.id
     )
 )
-_REVOKE = Statement(sa.update(_k).where(_k.c.id == _key, _k.c.revoked_at.is_(None)).values(revoked_at=sa.bindparam("at")))
+_REVOKE = Statement(
+    sa.update(_k).where(_k.c.id == _key, _k.c.revoked_at.is_(None)).values(revoked_at=sa.bindparam("at"))
+)
 
 _ADD_VIRTUAL = Statement(sa.insert(_v))
 _VIRTUAL = Statement(

@@ -20,12 +20,12 @@ class Listing:
         self._table = table
         self._parent = table.c[parent]
         self._cursor = Statement(
-            sa.select(table.c.position).where(table.c.id == sa.bindparam("cursor"), self._parent == sa.bindparam("parent"))
+            sa.select(table.c.position).where(
+                table.c.id == sa.bindparam("cursor"), self._parent == sa.bindparam("parent")
+            )
         )
 
-    def _base(
-        self, columns: tuple[str, ...], filters: tuple[str, ...]
-    ) -> tuple[sa.Select[Any], sa.ColumnElement[int]]:
+    def _base(self, columns: tuple[str, ...], filters: tuple[str, ...]) -> tuple[sa.Select[Any], sa.ColumnElement[int]]:
         """The list without bounds or order, and the column that orders it."""
         table = self._table
         query = sa.select(*(table.c[name] for name in columns)).where(self._parent == sa.bindparam("parent"))

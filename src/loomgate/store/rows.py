@@ -275,9 +275,7 @@ class Meeting(msgspec.Struct):
     changed: list[Ended] = []
 
 
-async def meet(
-    tx: Tx, outbox: Outbox, thread: str, rule: str, refusal: Callable[[str, str], ApiError]
-) -> Meeting:
+async def meet(tx: Tx, outbox: Outbox, thread: str, rule: str, refusal: Callable[[str, str], ApiError]) -> Meeting:
     """Apply the thread's ``rule`` (``reject``, ``enqueue``, ``interrupt``) to a newcomer while a run is active.
 
     A holder whose time is over is expired on the way (BEHAVIOUR RUN-46). Raises what ``refusal(thread, run)`` makes.

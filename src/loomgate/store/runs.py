@@ -29,7 +29,9 @@ _key, _owner, _thread = sa.bindparam("key"), sa.bindparam("owner"), sa.bindparam
 
 _INSERT = Statement(sa.insert(_r))
 _HAS_USER = Statement(
-    sa.select(_m.c.id).where(_m.c.thread_id == _key, _m.c.role == sa.literal_column("'user'")).limit(sa.literal_column("1", sa.Integer))
+    sa.select(_m.c.id)
+    .where(_m.c.thread_id == _key, _m.c.role == sa.literal_column("'user'"))
+    .limit(sa.literal_column("1", sa.Integer))
 )
 _THREAD = Statement(sa.select(_t.c.id).where(_t.c.id == _key, _t.c.workspace == _owner))
 _RUN = Statement(
@@ -85,14 +87,14 @@ _PARK = Statement(
 )
 _ADOPT = Statement(
     sa.update(_r)
-    .where(_r.c.due > sa.bindparam("now"), _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)]))
+    .where(
+        _r.c.due > sa.bindparam("now"), _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)])
+    )
     .values(due=sa.bindparam("now"))
 )
 _STATUS = Statement(sa.select(_r.c.status).where(_r.c.id == _key))
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
-_JOURNAL = Statement(
-    sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position)
-)
+_JOURNAL = Statement(sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position))
 _HISTORY = Statement(
     sa.select(_m.c.place, _m.c.position, _m.c.body)
     .where(
@@ -344,7 +346,12 @@ class Runs:
             ]
             usage = None if found[1] is None else rows.decode_usage(found[1])
             step = lifecycle.step_on(
-                lifecycle.STEP, step, "complete", clock.timestamp(), step_details=ToolCallsDetails(answered), usage=usage
+                lifecycle.STEP,
+                step,
+                "complete",
+                clock.timestamp(),
+                step_details=ToolCallsDetails(answered),
+                usage=usage,
             )
             await rows.put_step(tx, step)
             resumed = await rows.change_run(tx, self._outbox, row, "resume")
@@ -464,7 +471,9 @@ class Runs:
 
         return await self._db.read(work)
 
-    async def history(self, thread: str, before: int, after: tuple[int, int], count: int) -> list[tuple[int, int, bytes]]:
+    async def history(
+        self, thread: str, before: int, after: tuple[int, int], count: int
+    ) -> list[tuple[int, int, bytes]]:
         """Up to ``count`` messages of the thread that stand before place ``before`` and after (place, position)
         ``after``, oldest first: (place, position, body)."""
         place, position = after

@@ -64,9 +64,7 @@ def _create(path: Path) -> None:
                 connection.execute(str(CreateTable(table).compile(dialect=dialect)))
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
                     connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
-            connection.execute(
-                "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"
-            )
+            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             connection.execute("INSERT INTO alembic_version VALUES (?)", (HEAD,))
     except apsw.Error as error:
         raise StoreError(f"cannot create the database {path}: {error}") from None

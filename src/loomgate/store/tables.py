@@ -157,7 +157,9 @@ runs = sa.Table(
         sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL"),
         postgresql_where=sa.text("holds IS NULL AND due IS NOT NULL"),
     ),
-    sa.Index("ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")),
+    sa.Index(
+        "ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")
+    ),
 )
 
 steps = sa.Table(

@@ -69,16 +69,16 @@ _decode_thread = msgspec.json.Decoder(Thread).decode
 class _Tagged(Listing):
     """Threads of a workspace whose metadata has certain pairs: the filter ``k0``, ``v0``, ``k1``, … names them."""
 
-    def _base(
-        self, columns: tuple[str, ...], filters: tuple[str, ...]
-    ) -> tuple[sa.Select[Any], sa.ColumnElement[int]]:
+    def _base(self, columns: tuple[str, ...], filters: tuple[str, ...]) -> tuple[sa.Select[Any], sa.ColumnElement[int]]:
         if not filters:
             return super()._base(columns, filters)
         tags = [_tags.alias(f"t{n}") for n in range(len(filters) // 2)]
         query = sa.select(*(_t.c[name] for name in columns)).join(tags[0], tags[0].c.thread_id == _t.c.id)
         for n, tag in enumerate(tags):
             if n:
-                query = query.join(tag, sa.and_(tag.c.position == tags[0].c.position, tag.c.workspace == tags[0].c.workspace))
+                query = query.join(
+                    tag, sa.and_(tag.c.position == tags[0].c.position, tag.c.workspace == tags[0].c.workspace)
+                )
             query = query.where(tag.c.key == sa.bindparam(f"k{n}"), tag.c.value == sa.bindparam(f"v{n}"))
         return query.where(tags[0].c.workspace == sa.bindparam("parent")), tags[0].c.position
 
@@ -221,9 +221,7 @@ class Threads:
             raise not_found("message", id)
         return row[0]
 
-    async def modify_message(
-        self, workspace: str, thread: str, id: str, change: Callable[[Message], Message]
-    ) -> bytes:
+    async def modify_message(self, workspace: str, thread: str, id: str, change: Callable[[Message], Message]) -> bytes:
         """Replace the message by what ``change`` makes of it, in one transaction; answers the new body."""
 
         async def work(tx: Tx) -> bytes:

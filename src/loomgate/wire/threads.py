@@ -165,5 +165,3 @@ def content_of(request: CreateMessage) -> list[Content]:
     if isinstance(request.content, str):
         return [TextContent(Text(request.content))]
     return [TextContent(Text(part.text)) if isinstance(part, TextIn) else part for part in request.content]
-
-

@@ -44,7 +44,9 @@ class FileSearchOptions(msgspec.Struct, forbid_unknown_fields=True, omit_default
     ranking_options: RankingOptions | UnsetType = UNSET
 
 
-class FileSearchTool(msgspec.Struct, tag_field="type", tag="file_search", forbid_unknown_fields=True, omit_defaults=True):
+class FileSearchTool(
+    msgspec.Struct, tag_field="type", tag="file_search", forbid_unknown_fields=True, omit_defaults=True
+):
     """The file_search tool."""
 
     file_search: FileSearchOptions | UnsetType = UNSET
