@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import msgspec
 
@@ -26,7 +26,7 @@ from loomgate.store.rows import Ended
 from loomgate.store.runs import Claimed, Commit, Journal
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.lifecycle import RunVerb
-from loomgate.wire.runs import Failure, IncompleteRun, Run, Usage
+from loomgate.wire.runs import Failure, IncompleteRun, Usage
 
 log = logging.getLogger(__name__)
 
@@ -334,10 +334,8 @@ class Worker:
 
     async def _room(self) -> None:
         self._freed.clear()
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._freed.wait(), self.settings.poll)
-        except TimeoutError:
-            pass
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""

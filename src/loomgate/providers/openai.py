@@ -362,7 +362,7 @@ class AnswerDecoder:
             found = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
-        if found.error is not None and bytes(found.error) != b"null" or found.object == "error":
+        if (found.error is not None and bytes(found.error) != b"null") or found.object == "error":
             raise _error(msgspec.json.decode(data), None, None)
         usage = found.usage or (found.x_groq.usage if found.x_groq else None)
         if usage is not None:

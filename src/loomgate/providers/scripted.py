@@ -204,7 +204,7 @@ def _read_refuse(rest: str) -> _Step:
 
 
 def _read_call(rest: str) -> _Step:
-    name, _, arguments = rest.partition(" ") if " " in rest.split("\n")[0] else rest.partition("\n")
+    name, _, arguments = rest.partition(" ") if " " in rest.split("\n", maxsplit=1)[0] else rest.partition("\n")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise ValueError(
             f'expected a function\'s name and JSON, such as /call get_weather {{"city": "Oslo"}}{_found(rest)}'
