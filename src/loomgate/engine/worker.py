@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import msgspec
 
@@ -87,6 +87,8 @@ class _Drive:
         except _Interrupted as interrupted:
             if interrupted.why == "stop":
                 await self._store.runs.hand_back([(self.row.id, self.row.fence)])
+                stopping = "The server is stopping. The run is kept and goes on; look on again with its stream."
+                self._tell([events.error_event(stopping)], settled=True)
         except Exception:
             log.exception("run %s broke its worker", self.row.id)
             await self._broken()
@@ -107,7 +109,8 @@ class _Drive:
     async def _go(self) -> None:
         self._tell(self._first)
         while True:
-            self._check()
+            if self._why is not None and await self._look():
+                return
             if self._journal is None:
                 self._journal = await self._read_journal()
             snapshot = plan.Snapshot(self._run, self._journal.entries, clock.now(), self.row.expires_at)
@@ -120,10 +123,12 @@ class _Drive:
             return Journal([], {})  # nobody had this run before
         return await self._store.runs.journal(self.row.id)
 
-    def _check(self) -> None:
-        why, self._why = self._why, None
-        if why in ("stop", "lost"):
+    async def _look(self) -> bool:
+        """Follow an interruption that came between two moves; ``True`` when the run has left our hands."""
+        why = self._take_why()
+        if why != "look":
             raise _Interrupted(why)
+        return await self._reread()
 
     async def _perform(self, move: plan.Move) -> bool:
         """Carry ``move`` out; ``True`` when the run has left our hands."""
@@ -263,6 +268,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._freed = asyncio.Event()
+        bus.listeners.append(self._look_at)
 
     def start(self) -> None:
         """Begin to claim."""
@@ -290,6 +296,11 @@ class Worker:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
+    def _look_at(self, run_id: str) -> None:
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+
     async def _claim_forever(self) -> None:
         while not self._stopping:
             self.bus.alarm.clear()
@@ -300,21 +311,11 @@ class Worker:
                 more = False
             if more:
                 continue
-            try:
-                wait = min(self.settings.poll, max(0.0, await self.store.runs.seconds_to_next()))
-                await asyncio.wait_for(self.bus.alarm.wait(), max(wait, 0.01))
-            except TimeoutError:
-                pass
-            except LoomgateError:
-                await clock.sleep(self.settings.poll)
+            next_due = max(0.01, await self.store.runs.seconds_to_next())
+            await clock.wait(self.bus.alarm, min(self.settings.poll, next_due))
 
     async def _claim(self) -> bool:
-        """Claim what there is room for; ``True`` when there may be more. Hands signals on to their drives."""
-        for run_id in list(self.bus.changed):
-            self.bus.changed.discard(run_id)
-            drive = self._drives.get(run_id)
-            if drive is not None:
-                drive.interrupt("look")
+        """Claim what there is room for; ``True`` when there may be more."""
         room = self.settings.concurrency - len(self._drives)
         if room <= 0:
             await self._room()
@@ -334,8 +335,7 @@ class Worker:
 
     async def _room(self) -> None:
         self._freed.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._freed.wait(), self.settings.poll)
+        await clock.wait(self._freed, self.settings.poll)
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""
