@@ -21,6 +21,7 @@ _KINDS: dict[int, ProviderErrorKind] = {
     409: "overloaded",  # vendors answer this for a lock they could not take in time
     425: "overloaded",
     429: "rate_limit",
+    498: "overloaded",  # groq: no capacity in the flex tier
     503: "overloaded",
     504: "timeout",
     524: "timeout",

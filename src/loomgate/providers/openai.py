@@ -4,6 +4,7 @@ What must live here: this wire format, and the liberties that the many servers t
 What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
 """
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -116,10 +117,8 @@ class OpenAI:
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
         found = None
-        try:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             found = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
         if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
             found = cast(list[Any], found)[0]
         wait = retry_after(headers)
@@ -170,6 +169,8 @@ _CODES: dict[str, ProviderErrorKind] = {
     "content_filter": "invalid",
     "invalid_request_error": "invalid",
 }
+# With an HTTP status at hand, only these say more: "invalid_request_error" comes with a 401, too.
+_MORE_THAN_STATUS = frozenset({"quota", "model_not_found", "auth"})
 
 
 def _error(found: dict[str, Any], status: int | None, wait: float | None) -> ProviderError:
@@ -180,18 +181,13 @@ def _error(found: dict[str, Any], status: int | None, wait: float | None) -> Pro
     if said is not None and not isinstance(said, str):
         said = _encode(said).decode()
     code, kind = fields.get("code"), None
-    if isinstance(code, int | str) and str(code).isdigit():  # OpenRouter, vLLM: the HTTP status as code
-        number = int(code)
-        if status is None and 400 <= number < 600:
-            kind, status = status_kind(number), number
+    if status is None and isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) < 600:
+        status = int(code)  # OpenRouter, vLLM: within a stream the HTTP status is told as code
     for name in (code, fields.get("type")):
         named = _CODES.get(name.lower()) if isinstance(name, str) else None
-        # A 5xx or a 429 stands whatever its type claims, except that quota is a special 429.
-        if named == "quota" or (named and (status is None or (400 <= status < 500 and status not in (429, 408, 409)))):
-            kind = kind if kind is not None and named == "invalid" else named
+        if named and (status is None or named in _MORE_THAN_STATUS):
+            kind = named
             break
-    if kind in (None, "invalid") and status == 404:
-        kind = "model_not_found"
     kind = kind or (status_kind(status) if status is not None else "server")
     message = masked(said) if said else f"The endpoint answered HTTP {status} without a message."
     return ProviderError(kind, message[:2000], status=status, retry_after=wait)
@@ -251,7 +247,7 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     x_groq: _Timing | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
     object: str | None = None
 
 
@@ -362,7 +358,7 @@ class AnswerDecoder:
             found = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
-        if found.error is not None and bytes(found.error) != b"null" or found.object == "error":
+        if found.error is not None or found.object == "error":
             raise _error(msgspec.json.decode(data), None, None)
         usage = found.usage or (found.x_groq.usage if found.x_groq else None)
         if usage is not None:

@@ -66,7 +66,8 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
             break
         found: Any = root
         for step in target.lstrip("#/").split("/") if target not in ("#", "#/") else []:
-            found = found.get(step.replace("~1", "/").replace("~0", "~"), {}) if isinstance(found, dict) else {}
+            name = step.replace("~1", "/").replace("~0", "~")
+            found = cast(Schema, found).get(name, {}) if isinstance(found, dict) else {}
         rest = {key: value for key, value in schema.items() if key != "$ref"}
         schema = {**cast(Schema, found), **rest} if isinstance(found, dict) else rest
     for part in cast(list[Any], schema.get("allOf") or []):

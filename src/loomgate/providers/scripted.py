@@ -230,7 +230,7 @@ def _read_error(rest: str) -> _Step:
         status = int(what)
         kind = status_kind(status)
     elif what in kinds:
-        kind = cast(ProviderErrorKind, what)
+        kind = what
     else:
         raise ValueError(f"expected an HTTP status from 400 to 599 or one of {', '.join(kinds)}{_found(what)}")
     return Fail(kind, status, values.get("retry_after"), values.get("times"))

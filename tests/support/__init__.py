@@ -1,0 +1,1 @@
+"""Helpers of the tests: stand-ins that speak a real wire, and what starts and stops them."""
