@@ -199,7 +199,7 @@ USAGE = {
 
 def decode(*pieces: bytes) -> list[Chunk]:
     decoder = OpenAI().decoder()
-    return [chunk for piece in pieces for chunk in decoder.feed(piece)] + decoder.end()
+    return [chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end())
 
 
 def error_of(*pieces: bytes) -> ProviderError:
@@ -477,6 +477,20 @@ def test_one_json_object_instead_of_a_stream() -> None:
 def test_errors_within_a_stream(fields: dict[str, Any], kind: str, status: int | None) -> None:
     error = error_of(delta(content="x"), event(**fields))
     assert (error.kind, error.status, error.message) == (kind, status, "m")
+
+
+BROKEN = b"".join([delta(content="a"), delta(content="b"), event(error={"message": "m", "code": 500}), DONE])
+
+
+@given(st.data())
+def test_chunks_before_an_error_come_out_however_the_bytes_are_split(data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(BROKEN)), max_size=5)))
+    decoder, got = OpenAI().decoder(), list[Chunk]()
+    with pytest.raises(ProviderError) as caught:
+        for a, b in zip([0, *cuts], [*cuts, len(BROKEN)], strict=True):
+            for chunk in decoder.feed(BROKEN[a:b]):
+                got.append(chunk)
+    assert got == [TextDelta("a"), TextDelta("b")] and caught.value.status == 500
 
 
 @pytest.mark.parametrize("nonsense", [b"data: {\n\n", b"data: hello\n\n", b'data: {"choices": 3}\n\n', b"data: \xff\xfe\n\n"])

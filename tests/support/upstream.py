@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import ssl
 from typing import Any
 
 import msgspec
@@ -134,7 +135,8 @@ class _GoneError(Exception):
 class ModelEndpoint:
     """The server. ``api_key``: if given, any other key is answered 401. ``faults`` and ``requests`` are lists to use."""
 
-    def __init__(self, api_key: str | None = None) -> None:
+    def __init__(self, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.api_key = api_key
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -148,8 +150,8 @@ class ModelEndpoint:
 
     async def start(self, port: int = 0) -> None:
         """Listen on 127.0.0.1; ``base_url`` ends in ``/v1``."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=self._tls)
+        self.base_url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
 
     async def stop(self) -> None:
         """Stop listening and end every connection."""
@@ -259,7 +261,7 @@ class ModelEndpoint:
     ) -> bool:
         await clock.sleep(fault.wait)
         if fault.status is not None:
-            return self._whole(writer, fault.status, fault.body or ERRORS[fault.status], fault.headers)
+            return self._whole(writer, fault.status, fault.body or ERRORS.get(fault.status, {}), fault.headers)
         if self.api_key is not None and headers.get("authorization") != f"Bearer {self.api_key}":
             return self._whole(writer, 401, ERRORS[401])
         for name in body:
