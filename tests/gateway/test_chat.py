@@ -68,7 +68,9 @@ async def failure(gateway: Gateway, text: str, **more: Any) -> ProviderError:
 
 async def test_a_streamed_answer_over_a_kept_connection(endpoint: ModelEndpoint, gateway: Gateway) -> None:
     for _ in range(3):
-        chunks = await answer(gateway, "/say Hello there\n/call f {}\n/usage prompt=9 completion=4 cached=2 reasoning=1")
+        chunks = await answer(
+            gateway, "/say Hello there\n/call f {}\n/usage prompt=9 completion=4 cached=2 reasoning=1"
+        )
         assert text_of(chunks) == "Hello there"
         last = chunks[-1]
         assert isinstance(last, Finish) and last.reason == "tool_calls" and last.usage is not None
@@ -136,7 +138,8 @@ async def test_what_cannot_be_routed() -> None:
     assert Gateway(one).knows("anything", DEFAULT) and Gateway(one).knows("scripted", DEFAULT)
     two = GatewayConfig(providers={"p": ProviderConfig(vendor="groq", api_key="k"), "q": ProviderConfig(vendor="groq")})
     assert not Gateway(two).knows("anything", DEFAULT)
-    assert not Gateway(GatewayConfig(providers={"p": ProviderConfig(vendor="nonsense")})).knows("m", DEFAULT)
+    for wrong in (ProviderConfig(vendor="nonsense"), ProviderConfig(vendor="ollama", base_url="localhost:11434")):
+        assert not Gateway(GatewayConfig(providers={"p": wrong})).knows("m", DEFAULT)
 
 
 async def test_a_stored_key_is_resolved_for_the_workspace(endpoint: ModelEndpoint) -> None:
@@ -226,7 +229,9 @@ async def test_what_waiting_will_not_mend_is_tried_once(
     assert len(endpoint.requests) == 1
 
 
-@pytest.mark.parametrize(("what", "kind"), [("cut", "cut"), ("500", "server"), ("429", "rate_limit"), ("malformed", "malformed")])
+@pytest.mark.parametrize(
+    ("what", "kind"), [("cut", "cut"), ("500", "server"), ("429", "rate_limit"), ("malformed", "malformed")]
+)
 async def test_nothing_is_repeated_after_the_first_chunk(
     endpoint: ModelEndpoint, gateway: Gateway, what: str, kind: str
 ) -> None:
@@ -305,7 +310,9 @@ async def test_leaving_closes_the_connection_at_once(endpoint: ModelEndpoint, ga
 @pytest.mark.parametrize("where", ["headers", "body", "back-off"])
 async def test_cancelling_works_wherever_the_call_is(endpoint: ModelEndpoint, gateway: Gateway, where: str) -> None:
     if where != "body":
-        endpoint.faults.append(Fault(wait=500) if where == "headers" else Fault(status=429, headers={"retry-after": "50"}))
+        endpoint.faults.append(
+            Fault(wait=500) if where == "headers" else Fault(status=429, headers={"retry-after": "50"})
+        )
     task = asyncio.create_task(answer(gateway, "/say one\n/wait 500\n/say two"))
     await until(lambda: endpoint.requests)
     await settle()

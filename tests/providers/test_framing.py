@@ -39,7 +39,9 @@ def test_the_rules_of_the_format(stream: bytes, events: list[tuple[bytes, bytes]
 
 @given(
     st.lists(
-        st.sampled_from([b"data: ", b"data", b"event: x", b"\n", b"\r", b"\r\n", b":", b"{}", b"\xef\xbb\xbf", b" ", b"i"])
+        st.sampled_from(
+            [b"data: ", b"data", b"event: x", b"\n", b"\r", b"\r\n", b":", b"{}", b"\xef\xbb\xbf", b" ", b"i"]
+        )
     ).map(b"".join),
     st.data(),
 )
@@ -49,7 +51,9 @@ def test_any_split_gives_the_same_events(stream: bytes, data: st.DataObject) -> 
     assert parse(*pieces) == parse(stream)
 
 
-@pytest.mark.parametrize("stream", [b"data: " + b"x" * 200, b"data: xxxxxxxxx\n" * 20, b"data: " + b"x" * 200 + b"\n\n"])
+@pytest.mark.parametrize(
+    "stream", [b"data: " + b"x" * 200, b"data: xxxxxxxxx\n" * 20, b"data: " + b"x" * 200 + b"\n\n"]
+)
 def test_lines_and_events_are_bounded(stream: bytes) -> None:
     with pytest.raises(ProviderError) as caught:
         EventParser(limit=100).feed(stream)

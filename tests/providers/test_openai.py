@@ -79,7 +79,10 @@ def test_every_field_has_its_place() -> None:
             ChatMessage(role="tool", content="4 C", tool_call_id="call_1"),
             ChatMessage(role="assistant", refusal="No."),
         ],
-        tools=[FunctionTool(name="get_weather", description="d", parameters=schema, strict=True), FunctionTool(name="f")],
+        tools=[
+            FunctionTool(name="get_weather", description="d", parameters=schema, strict=True),
+            FunctionTool(name="f"),
+        ],
         tool_choice=NamedFunction("get_weather"),
         parallel_tool_calls=False,
         response_format=form,
@@ -129,7 +132,9 @@ def test_every_field_has_its_place() -> None:
 
 
 def test_choices_about_tools_are_not_sent_without_tools() -> None:
-    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(sent(chat(tool_choice="auto", parallel_tool_calls=True)))
+    assert not {"tools", "tool_choice", "parallel_tool_calls"} & set(
+        sent(chat(tool_choice="auto", parallel_tool_calls=True))
+    )
 
 
 def test_a_row_renames_and_drops() -> None:
@@ -407,12 +412,12 @@ def test_where_usage_may_be() -> None:
     assert decode(delta("stop"), event(choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2}), DONE) == [
         Finish("stop", Usage(1, 2))
     ]
-    assert decode(delta("stop"), event(usage={"prompt_tokens": 9, "completion_tokens": 2, "prompt_cache_hit_tokens": 4}), DONE) == [
-        Finish("stop", Usage(9, 2, 4))
-    ]
-    assert decode(delta("stop"), event(choices=[], usage={"prompt_tokens": 1, "prompt_tokens_details": None}), DONE) == [
-        Finish("stop", Usage(1, 0))
-    ]
+    assert decode(
+        delta("stop"), event(usage={"prompt_tokens": 9, "completion_tokens": 2, "prompt_cache_hit_tokens": 4}), DONE
+    ) == [Finish("stop", Usage(9, 2, 4))]
+    assert decode(
+        delta("stop"), event(choices=[], usage={"prompt_tokens": 1, "prompt_tokens_details": None}), DONE
+    ) == [Finish("stop", Usage(1, 0))]
     assert decode(delta("stop"), DONE) == [Finish("stop", None)]
 
 
@@ -421,7 +426,9 @@ def test_what_is_not_an_answer_is_left_out() -> None:
         b": OPENROUTER PROCESSING\n\n",
         delta(role="assistant", content=""),
         delta(reasoning_content="hmm"),
-        delta(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "A"}]),
+        delta(
+            content=[{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "A"}]
+        ),
         event(choices=[{"index": 1, "delta": {"content": "other"}}]),
         event(object="chat.completion.chunk", error=None, choices=None),
         delta(refusal="No"),
@@ -435,7 +442,13 @@ def test_ends() -> None:
     assert decode(delta(content="x"), delta("stop")) == [TextDelta("x"), Finish("stop")]  # no [DONE]
     assert decode(delta(content="x"), DONE) == [TextDelta("x"), Finish("stop")]  # no reason
     assert decode(delta("stop"), b"data: [DONE]") == [Finish("stop")]  # no blank line
-    for broken in ([], [b": ping\n\n"], [delta(content="x")], [delta(content="x"), b'data: {"id": "chatc'], [b"data: \n\n"]):
+    for broken in (
+        [],
+        [b": ping\n\n"],
+        [delta(content="x")],
+        [delta(content="x"), b'data: {"id": "chatc'],
+        [b"data: \n\n"],
+    ):
         assert error_of(*broken).kind == "cut"
 
 
@@ -493,7 +506,9 @@ def test_chunks_before_an_error_come_out_however_the_bytes_are_split(data: st.Da
     assert got == [TextDelta("a"), TextDelta("b")] and caught.value.status == 500
 
 
-@pytest.mark.parametrize("nonsense", [b"data: {\n\n", b"data: hello\n\n", b'data: {"choices": 3}\n\n', b"data: \xff\xfe\n\n"])
+@pytest.mark.parametrize(
+    "nonsense", [b"data: {\n\n", b"data: hello\n\n", b'data: {"choices": 3}\n\n', b"data: \xff\xfe\n\n"]
+)
 def test_nonsense_is_malformed(nonsense: bytes) -> None:
     assert error_of(delta(content="x"), nonsense).kind == "malformed"
 

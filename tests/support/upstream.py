@@ -242,7 +242,9 @@ class ModelEndpoint:
             self.dropped.set()
             answering.cancel()
 
-    def _whole(self, writer: asyncio.StreamWriter, status: int, body: Any, headers: dict[str, str] | None = None) -> bool:
+    def _whole(
+        self, writer: asyncio.StreamWriter, status: int, body: Any, headers: dict[str, str] | None = None
+    ) -> bool:
         data = body if isinstance(body, bytes) else json.dumps(body, indent=2).encode()
         lines = [
             f"HTTP/1.1 {status} X",

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from fnmatch import fnmatchcase
@@ -225,6 +226,8 @@ class Gateway:
         base_url = config.base_url or vendor.base_url
         if base_url is None:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
+        if not re.match(r"https?://[^/\s]+", base_url):
+            raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
         if vendor.auth == "bearer" and not config.api_key:
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
         target = Target(

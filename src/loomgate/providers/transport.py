@@ -206,7 +206,10 @@ class Transport:
         """One try: the answer, or None when the connection broke after the request and before anything came back."""
         import aiohttp
 
-        host = urlsplit(call.url).hostname or call.url
+        try:
+            host = urlsplit(call.url).hostname or call.url
+        except ValueError:
+            raise ProviderError("connect", f"The address of the endpoint is not an http URL: {call.url}") from None
         body: Any = call.body if len(call.body) <= _LARGE_BODY else io.BytesIO(call.body)
         limits = aiohttp.ClientTimeout(total=None, connect=watch.timeouts.connect)
         try:
@@ -229,7 +232,7 @@ class Transport:
             raise ProviderError("connect", f"No connection to {host} within {seconds:g} seconds.") from error
         except TimeoutError:
             raise watch.error() from None
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise ProviderError("connect", f"The address of the endpoint is not an http URL: {host}") from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
             return None
