@@ -95,6 +95,15 @@ class ProviderError(LoomgateError):
         self.retry_after = retry_after
 
 
+class IllegalTransition(LoomgateError):
+    """A verb was asked of an object whose status does not allow it (``wire/lifecycle.py``); nothing was changed."""
+
+    def __init__(self, verb: str, status: str) -> None:
+        super().__init__(f"cannot {verb} from status {status!r}")
+        self.verb = verb
+        self.status = status
+
+
 class LeaseLost(LoomgateError):
     """This worker's fencing token for a run is no longer the current one: stop, write nothing."""
 

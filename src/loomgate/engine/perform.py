@@ -1,0 +1,351 @@
+"""One model turn: chunks in, journal entries and stream events out.
+
+The journal comes first: a step is written `in_progress` before its first event goes out, and what ends a turn is one
+transaction with what ends the run. Ids are decided before the effect, and a turn that is done again (its worker
+died) takes over the open step of the same kind, so nothing is doubled (docs/why/journal.md).
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from loomgate import clock
+from loomgate.engine.plan import CallModel, calls_tools
+from loomgate.errors import ProviderError
+from loomgate.store.runs import Commit, Runs
+from loomgate.store.rows import RunRow
+from loomgate.wire import chat, events, lifecycle
+from loomgate.wire.ids import new_id
+from loomgate.wire.lifecycle import RunVerb
+from loomgate.wire.runs import (
+    CalledFunction,
+    CreatedMessage,
+    Failure,
+    FunctionStepCall,
+    IncompleteRun,
+    MessageDetails,
+    RequiredAction,
+    RequiredCall,
+    RequiredCalls,
+    Run,
+    Step,
+    StepToolCall,
+    ToolCallsDetails,
+    Usage,
+)
+from loomgate.wire.threads import Content, IncompleteMessage, Message, RefusalContent, Text, TextContent
+
+_CHECKPOINT_SECONDS = 1.0  # how much of a long answer a crash may take from readers' sight (MSG-14)
+
+# What a model's failure is for a run (RUN-97); every other kind is a server_error.
+_FAILURES = {"rate_limit": "rate_limit_exceeded", "quota": "rate_limit_exceeded", "invalid": "invalid_prompt"}
+
+
+def failure_of(error: ProviderError) -> Failure:
+    """``last_error`` for a model call that failed for good."""
+    return Failure(_FAILURES.get(error.kind, "server_error"), error.message)  # pyright: ignore[reportArgumentType]
+
+
+class _Call:
+    """A tool call as it grows."""
+
+    __slots__ = ("id", "name", "pieces")
+
+    def __init__(self, name: str) -> None:
+        self.id = new_id("call")
+        self.name = name
+        self.pieces: list[str] = []
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+
+Tell = Callable[[list[bytes]], None]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a turn ended: the run after it, the events that say so, and which run may start now."""
+
+    run: Run
+    events: list[bytes]
+    promoted: str | None
+
+
+class Turn:
+    """A model turn under way. `take` each chunk, then `finish`, or `stop` it early; each publishes through ``tell``."""
+
+    def __init__(self, runs: Runs, row: RunRow, run: Run, move: CallModel, tell: Tell) -> None:
+        self._runs = runs
+        self._row = row
+        self._run = run
+        self._turn = move.turn
+        self._tell = tell
+        self._said = move.said
+        self._spare_text = next((e.step for e in move.left_open if not calls_tools(e)), None)
+        self._spare_tools = next((e.step for e in move.left_open if calls_tools(e)), None)
+        self._step: Step | None = None
+        self._message: Message | None = None
+        self._text: list[str] = []
+        self._refusal: list[str] = []
+        self._order: list[str] = []  # the kinds of content part, in order of appearance
+        self._calls: dict[int, _Call] = {}
+        self._saved = clock.now()
+
+    @property
+    def output(self) -> str:
+        """All that the model wrote in this turn, for counting its tokens."""
+        written = [*self._text, *self._refusal]
+        return "".join(written + [call.name + call.arguments for call in self._calls.values()])
+
+    async def take(self, chunk: chat.Chunk) -> None:
+        """Record and publish one chunk. Raises `LeaseLost` when the run is no longer ours."""
+        if isinstance(chunk, chat.TextDelta):
+            await self._say("text", chunk.text, self._text)
+        elif isinstance(chunk, chat.RefusalDelta):
+            await self._say("refusal", chunk.text, self._refusal)
+        elif isinstance(chunk, chat.ToolCallDelta):
+            await self._call(chunk)
+
+    async def _say(self, kind: str, text: str, into: list[str]) -> None:
+        if not text or self._said or self._calls:
+            # Text of a turn whose text is committed already, or after its tool calls began: said once is enough.
+            return
+        if self._message is None:
+            await self._open_message()
+        assert self._message is not None
+        first = kind not in self._order
+        if first:
+            self._order.append(kind)
+        into.append(text)
+        index = self._order.index(kind)
+        if kind == "text":
+            self._tell([events.text_delta(self._message.id, text, first=first, index=index)])
+        else:
+            self._tell([events.refusal_delta(self._message.id, text, index=index)])
+        if clock.now() - self._saved >= _CHECKPOINT_SECONDS:
+            self._saved = clock.now()
+            await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
+
+    async def _open_message(self) -> None:
+        now = clock.timestamp()
+        spare = self._spare_text
+        commit = Commit(turn=self._turn)
+        if spare is not None and isinstance(spare.step_details, MessageDetails):
+            step, self._spare_text = spare, None
+            message = self._new_message(spare.step_details.message_creation.message_id, spare.created_at)
+            commit.put_messages.append(message)
+        else:
+            message = self._new_message(new_id("msg"), now)
+            step = self._new_step("message_creation", MessageDetails(CreatedMessage(message.id)), now)
+            commit.open_steps.append(step)
+            commit.open_messages.append(message)
+        self._drop_spares(commit, tools=True)
+        applied = await self._runs.apply(self._row, commit)
+        self._step, self._message, self._saved = step, message, clock.now()
+        body = applied.bodies[message.id]
+        self._tell(
+            [
+                *self._opened(step),
+                events.message_event(message, body, "created"),
+                events.message_event(message, body),
+            ]
+        )
+
+    async def _call(self, chunk: chat.ToolCallDelta) -> None:
+        call = self._calls.get(chunk.index)
+        if call is None:
+            if self._calls and not self._run.parallel_tool_calls:
+                return  # RUN-22: at most one call, whatever the model does
+            if not self._calls:
+                await self._open_tools()
+            call = self._calls[chunk.index] = _Call(chunk.name or "")
+            self._tell([events.call_opened(self._open_step.id, self._index(chunk.index), call.id, call.name)])
+        if chunk.arguments:
+            call.pieces.append(chunk.arguments)
+            index = self._index(chunk.index)
+            self._tell([events.call_arguments(self._open_step.id, index, chunk.arguments)])
+
+    def _index(self, index: int) -> int:
+        """Where the model's call ``index`` stands among the calls taken: 0, 1, … without gaps (SSE-22)."""
+        return list(self._calls).index(index)
+
+    @property
+    def _open_step(self) -> Step:
+        assert self._step is not None
+        return self._step
+
+    async def _open_tools(self) -> None:
+        """Open the step for this turn's calls; text that came before is its own, finished message (STEP-04)."""
+        now = clock.timestamp()
+        commit = Commit(turn=self._turn)
+        if self._message is not None:
+            # The turn's tokens are known only at its end: they go to the step that ends it (docs/why/journal.md).
+            self._close_message(commit, "complete", now, Usage())
+        closed_step, closed_message = self._step, self._message
+        if self._spare_tools is not None:
+            step, self._spare_tools = self._spare_tools, None
+        else:
+            step = self._new_step("tool_calls", ToolCallsDetails(), now)
+            commit.open_steps.append(step)
+        self._drop_spares(commit, text=True)
+        applied = await self._runs.apply(self._row, commit)
+        if closed_message is not None and closed_step is not None:
+            self._said = True
+            self._tell(self._closed(commit, applied.bodies))
+        self._step, self._message = step, None
+        self._tell(self._opened(step))
+
+    async def finish(self, end: chat.Finish, usage: Usage) -> Outcome:
+        """End the turn as the model ended it; ``usage`` is the turn's. Raises `LeaseLost`, `IllegalTransition`."""
+        if self._calls and end.reason != "length":
+            return await self._ask(usage)
+        if self._step is None and not self._said:
+            await self._open_message()  # the model ended without a word: an empty message
+        now = clock.timestamp()
+        commit = Commit(turn=self._turn, verb="complete")
+        if end.reason == "length":
+            commit.verb = "cut"
+            commit.fields["incomplete_details"] = IncompleteRun("max_completion_tokens")
+            self._close(commit, "max_tokens", now, usage)
+        elif end.reason == "content_filter":
+            empty = not (self._text or self._refusal)
+            if empty:
+                # RUN-92: `incomplete` has no such reason, so an answer that was filtered whole is a failure.
+                commit.verb = "fail"
+                commit.fields["last_error"] = Failure("server_error", "The answer was withheld by a content filter.")
+            self._close(commit, "content_filter", now, usage)
+        else:
+            self._close(commit, None, now, usage)
+        self._drop_spares(commit, text=True, tools=True)
+        return await self._commit(commit)
+
+    async def _ask(self, usage: Usage) -> Outcome:
+        step = msgspec.structs.replace(self._open_step, step_details=ToolCallsDetails(self._step_calls()))
+        required = [RequiredCall(c.id, CalledFunction(c.name, c.arguments)) for c in self._calls.values()]
+        commit = Commit(
+            turn=self._turn,
+            verb="ask",
+            fields={"required_action": RequiredAction(RequiredCalls(required))},
+            put_steps=[(step, usage)],
+        )
+        applied = await self._runs.apply(self._row, commit)
+        return Outcome(applied.run, [events.run_event(applied.run, applied.body)], applied.promoted)
+
+    async def stop(self, verb: RunVerb, failure: Failure | None = None) -> Outcome:
+        """End the run in the middle of the turn: cancelled, expired, failed (RUN-42, -43, -58, -98, STEP-16).
+
+        Raises `LeaseLost`, `IllegalTransition`.
+        """
+        step_verb, reason = lifecycle.ENDINGS[verb]
+        now = clock.timestamp()
+        commit = Commit(turn=self._turn, verb=verb)
+        if failure is not None:
+            commit.fields["last_error"] = failure
+        if self._message is not None:
+            commit.put_messages.append(self._cut(reason, now))
+        if self._step is not None:
+            fields: dict[str, object] = {}
+            if calls_tools_step(self._step):
+                fields["step_details"] = ToolCallsDetails(self._step_calls())
+            if step_verb == "fail" and failure is not None:
+                code = "rate_limit_exceeded" if failure.code == "rate_limit_exceeded" else "server_error"
+                fields["last_error"] = Failure(code, failure.message)
+            commit.put_steps.append((lifecycle.step_on(lifecycle.STEP, self._step, step_verb, now, **fields), None))
+        self._drop_spares(commit, text=True, tools=True)
+        return await self._commit(commit)
+
+    async def _commit(self, commit: Commit) -> Outcome:
+        applied = await self._runs.apply(self._row, commit)
+        told = self._closed(commit, applied.bodies)
+        return Outcome(applied.run, [*told, events.run_event(applied.run, applied.body)], applied.promoted)
+
+    # Pieces
+
+    def _close(self, commit: Commit, cut: str | None, now: int, usage: Usage) -> None:
+        """Put the turn's open message and step into ``commit``, finished; the step is completed even when its
+        message is not (RUN-95)."""
+        if self._message is not None:
+            self._close_message(commit, "complete" if cut is None else "cut", now, usage, cut)
+        elif self._step is not None:
+            done = lifecycle.step_on(
+                lifecycle.STEP,
+                self._step,
+                "complete",
+                now,
+                usage=usage,
+                step_details=ToolCallsDetails(self._step_calls()),
+            )
+            commit.put_steps.append((done, None))
+
+    def _close_message(self, commit: Commit, verb: str, now: int, usage: Usage, cut: str | None = None) -> None:
+        if verb == "complete":
+            commit.put_messages.append(lifecycle.step_on(lifecycle.MESSAGE, self._so_far(), verb, now))
+        else:
+            commit.put_messages.append(self._cut(cut or "max_tokens", now))
+        done = lifecycle.step_on(lifecycle.STEP, self._open_step, "complete", now, usage=usage)
+        commit.put_steps.append((done, None))
+
+    def _cut(self, reason: str, now: int) -> Message:
+        details = IncompleteMessage(reason)
+        return lifecycle.step_on(lifecycle.MESSAGE, self._so_far(), "cut", now, incomplete_details=details)
+
+    def _closed(self, commit: Commit, bodies: dict[str, bytes]) -> list[bytes]:
+        """The events of what ``commit`` closed: the message, then its step."""
+        told = [events.message_event(message, bodies[message.id]) for message in commit.put_messages]
+        return told + [events.step_event(step, self._row.expires_at) for step, _ in commit.put_steps]
+
+    def _opened(self, step: Step) -> list[bytes]:
+        expires_at = self._row.expires_at
+        return [events.step_event(step, expires_at, "created"), events.step_event(step, expires_at)]
+
+    def _drop_spares(self, commit: Commit, *, text: bool = False, tools: bool = False) -> None:
+        """Let go of open steps of an earlier attempt that this one has no use for."""
+        if text and self._spare_text is not None:
+            commit.drop_steps.append(self._spare_text.id)
+            if isinstance(self._spare_text.step_details, MessageDetails):
+                commit.drop_messages.append(self._spare_text.step_details.message_creation.message_id)
+            self._spare_text = None
+        if tools and self._spare_tools is not None:
+            commit.drop_steps.append(self._spare_tools.id)
+            self._spare_tools = None
+
+    def _new_step(self, type: str, details: MessageDetails | ToolCallsDetails, now: int) -> Step:
+        return Step(
+            id=new_id("step"),
+            created_at=now,
+            run_id=self._run.id,
+            assistant_id=self._run.assistant_id,
+            thread_id=self._run.thread_id,
+            type=type,  # pyright: ignore[reportArgumentType]
+            step_details=details,
+        )
+
+    def _new_message(self, id: str, now: int) -> Message:
+        return Message(
+            id=id,
+            created_at=now,
+            thread_id=self._run.thread_id,
+            status="in_progress",
+            role="assistant",
+            content=[],
+            assistant_id=self._run.assistant_id,
+            run_id=self._run.id,
+        )
+
+    def _so_far(self) -> Message:
+        assert self._message is not None
+        parts: dict[str, Content] = {
+            "text": TextContent(Text("".join(self._text))),
+            "refusal": RefusalContent("".join(self._refusal)),
+        }
+        content = [parts[kind] for kind in self._order] or [parts["text"]]
+        return msgspec.structs.replace(self._message, content=content)
+
+    def _step_calls(self) -> list[StepToolCall]:
+        return [StepToolCall(c.id, FunctionStepCall(c.name, c.arguments)) for c in self._calls.values()]
+
+
+def calls_tools_step(step: Step) -> bool:
+    """Is this a step that calls tools?"""
+    return isinstance(step.step_details, ToolCallsDetails)

@@ -1,0 +1,227 @@
+"""The verbs that clients use on runs, and what has to happen around each: events, wake-ups, expiry on sight.
+
+The store changes facts; this tells whoever is waiting for them, after the commit. A read that finds a run past its
+time ends it first, so nobody ever sees an overdue run as active (BEHAVIOUR RUN-44).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from loomgate import clock
+from loomgate.bus import Bus, Subscription
+from loomgate.engine.worker import Worker, WorkerSettings
+from loomgate.errors import LoomgateError
+from loomgate.gateway import Gateway
+from loomgate.store import Store
+from loomgate.store.rows import Ended
+from loomgate.store.runs import Overdue
+from loomgate.wire import events, lifecycle
+from loomgate.wire.chat import Upstream
+from loomgate.wire.page import Page, PageQuery
+from loomgate.wire.runs import MessageDetails, Run, RunSpec, Step
+from loomgate.wire.threads import Message, Thread
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_decode_run = msgspec.json.Decoder(Run).decode
+_decode_step = msgspec.json.Decoder(Step).decode
+_decode_message = msgspec.json.Decoder(Message).decode
+
+_HOUSEKEEPING_SECONDS = 30.0
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A run that was created or goes on: its body, and the stream of what follows if one was asked for."""
+
+    body: bytes
+    stream: Subscription | None = None
+
+
+class Engine:
+    """Runs, their steps, and everything of threads that concerns runs. One per process."""
+
+    def __init__(self, store: Store, gateway: Gateway, bus: Bus, settings: WorkerSettings) -> None:
+        self.store = store
+        self._gateway = gateway
+        self._bus = bus
+        self._worker = Worker(store, gateway, bus, settings)
+        self._housekeeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to work; runs left behind by a server that died go on at once if no other can be at them."""
+        if self.store.exclusive:
+            adopted = await self.store.runs.adopt()
+            if adopted:
+                log.info("taking over %d runs of a server that stopped in the middle", adopted)
+        self._worker.start()
+        self._bus.poke()
+        self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
+
+    async def close(self, drain_seconds: float) -> None:
+        """Stop: runs under way get ``drain_seconds`` to finish, the others are handed back."""
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.gather(self._housekeeper, return_exceptions=True)
+        await self._worker.close(drain_seconds)
+
+    async def _keep_house(self) -> None:
+        """Remove what deleted threads left, in small steps."""
+        while True:
+            try:
+                while await self.store.threads.purge():
+                    await asyncio.sleep(0)
+            except LoomgateError:
+                log.exception("housekeeping failed; trying again later")
+            await clock.sleep(_HOUSEKEEPING_SECONDS)
+
+    @property
+    def active(self) -> int:
+        """How many runs this process is driving."""
+        return self._worker.active
+
+    def knows(self, model: str, upstream: Upstream) -> bool:
+        """Can a run with ``model`` be routed to ``upstream`` at all (RUN-16)? No I/O."""
+        return self._gateway.knows(model, upstream)
+
+    # Runs
+
+    async def create_run(
+        self,
+        workspace: str,
+        run: Run,
+        spec: RunSpec,
+        messages: list[Message],
+        thread: Thread | None = None,
+        *,
+        stream: bool = False,
+    ) -> Started:
+        """Queue ``run``; see `Runs.create` for what it raises. With ``stream`` the viewer misses nothing, the run's
+        creation included: it looks on before the run exists (SSE-40, SSE-41)."""
+        viewer = self._bus.subscribe(run.id, fresh=True) if stream else None
+        try:
+            created = await self.store.runs.create(workspace, run, spec, messages, thread)
+        except BaseException:
+            if viewer is not None:
+                viewer.close()
+                self._bus.drop(run.id)
+            raise
+        told: list[bytes] = []
+        if created.thread_body is not None:
+            told.append(events.frame("thread.created", created.thread_body))
+        told += [events.run_event(run, created.body, "created"), events.run_event(run, created.body)]
+        self._bus.publish(run.id, told)
+        self._tell_changed(created.changed)
+        self._bus.poke()
+        return Started(created.body, viewer)
+
+    async def get_run(self, workspace: str, thread_id: str, run_id: str) -> bytes:
+        """The run's body. Raises a 404 `ApiError`."""
+        return await self._fresh(lambda: self.store.runs.body(workspace, thread_id, run_id))
+
+    async def list_runs(self, workspace: str, thread_id: str, query: PageQuery) -> Page:
+        """One page of the thread's runs. Raises a 404 `ApiError`, 400 for a cursor of elsewhere."""
+        return await self._fresh(lambda: self.store.runs.page(workspace, thread_id, query))
+
+    async def modify_run(self, workspace: str, thread_id: str, run_id: str, change: Callable[[Run], Run]) -> bytes:
+        """Change a terminal run by ``change``; see `Runs.modify`."""
+        return await self.store.runs.modify(workspace, thread_id, run_id, change)
+
+    async def cancel_run(self, workspace: str, thread_id: str, run_id: str) -> bytes:
+        """Ask for the run's end; the answer says `cancelling` (RUN-51, RUN-54). Raises 404, 400."""
+        ended = await self.store.runs.cancel(workspace, thread_id, run_id)
+        self._tell_changed([ended])
+        return ended.body
+
+    async def submit_tool_outputs(
+        self, workspace: str, thread_id: str, run_id: str, outputs: list[tuple[str, str]], *, stream: bool = False
+    ) -> Started:
+        """Let the run go on with ``outputs`` (call id, output); see `Runs.submit`. The stream begins with the
+        finished step (SSE-42)."""
+        viewer = self._bus.subscribe(run_id) if stream else None
+        try:
+            submitted = await self.store.runs.submit(workspace, thread_id, run_id, outputs)
+        except BaseException:
+            if viewer is not None:
+                viewer.close()
+            raise
+        self._bus.publish(run_id, submitted.events)
+        self._bus.poke()
+        return Started(submitted.body, viewer)
+
+    async def list_steps(self, workspace: str, thread_id: str, run_id: str, query: PageQuery) -> Page:
+        """One page of the run's steps. Raises a 404 `ApiError`."""
+        return await self._fresh(lambda: self.store.runs.steps(workspace, thread_id, run_id, query))
+
+    async def get_step(self, workspace: str, thread_id: str, run_id: str, step_id: str) -> bytes:
+        """The step's body. Raises a 404 `ApiError`."""
+        return await self._fresh(lambda: self.store.runs.step(workspace, thread_id, run_id, step_id))
+
+    async def join(self, workspace: str, thread_id: str, run_id: str, last_event_id: str | None) -> Subscription:
+        """Look on at a run: from its first event, or from the one after ``last_event_id`` (an extension).
+
+        When that is not kept any more, the stream begins with the run's present state instead: a comment that says
+        so, the run, its open step and its open message with the content so far. Raises a 404 `ApiError`.
+        """
+        body = await self.get_run(workspace, thread_id, run_id)
+        found = self._bus.resume(run_id, last_event_id)
+        if found is not None:
+            return found
+        viewer = self._bus.attach(run_id)
+        run = _decode_run(body)
+        viewer.begin(await self._present(run, body), over=run.status in lifecycle.SETTLED)
+        return viewer
+
+    async def _present(self, run: Run, body: bytes) -> list[bytes]:
+        told = [b": the events asked for are not kept any more; this is the present state\n\n"]
+        told.append(events.run_event(run, body))
+        journal = await self.store.runs.journal(run.id)
+        for entry in journal.entries:
+            step = entry.step
+            if step.status not in lifecycle.STEP["complete"].sources:
+                continue
+            told += [events.step_event(step, run.expires_at, "created"), events.step_event(step, run.expires_at)]
+            if isinstance(step.step_details, MessageDetails):
+                message = journal.messages.get(step.step_details.message_creation.message_id)
+                if message is not None:
+                    shown = msgspec.json.encode(message)
+                    told += [events.message_event(message, shown, "created"), events.message_event(message, shown)]
+        return told
+
+    # Threads, as far as runs are concerned
+
+    async def add_message(self, workspace: str, message: Message) -> bytes:
+        """Append ``message`` to its thread; see `Threads.add_message`."""
+        body, changed = await self.store.threads.add_message(workspace, message)
+        self._tell_changed(changed)
+        return body
+
+    async def delete_thread(self, workspace: str, thread_id: str) -> None:
+        """Forget the thread; its active run stops writing, and open streams end with an error (LOCK-09)."""
+        for run_id in await self.store.threads.delete(workspace, thread_id):
+            self._bus.signal(run_id)
+            self._bus.publish(run_id, [events.error_event(f"Thread {thread_id} was deleted.")], settled=True)
+
+    # Pieces
+
+    async def _fresh(self, read: Callable[[], Awaitable[T | Overdue]]) -> T:
+        """What ``read`` answers once no run in it is past its time."""
+        while True:
+            found = await read()
+            if not isinstance(found, Overdue):
+                return found
+            for run_id in found.ids:
+                ended = await self.store.runs.end(run_id, "expire")
+                if ended is not None:
+                    self._tell_changed([ended])
+
+    def _tell_changed(self, changed: list[Ended]) -> None:
+        for ended in changed:
+            settled = ended.run.status in lifecycle.SETTLED
+            self._bus.publish(ended.run.id, ended.events, settled=settled)
+            self._bus.signal(ended.run.id)

@@ -1,0 +1,362 @@
+"""The worker: claims runs that are due, drives each to its end or to its client's turn, and keeps the leases.
+
+A run in this worker's hands is a `_Drive`, one task. Whoever changes a run from outside (cancel, expiry) writes the
+change first and then signals; the drive looks at the store and follows. A drive whose fencing token is void stops
+without a trace.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import aclosing
+
+import msgspec
+
+from loomgate import clock
+from loomgate.bus import Bus
+from loomgate.engine import context, plan
+from loomgate.engine.perform import Outcome, Turn, failure_of
+from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
+from loomgate.gateway import Gateway
+from loomgate.providers import tokens
+from loomgate.store import Store
+from loomgate.store.rows import Ended
+from loomgate.store.runs import Claimed, Commit, Journal
+from loomgate.wire import chat, events, lifecycle
+from loomgate.wire.lifecycle import RunVerb
+from loomgate.wire.runs import Failure, IncompleteRun, Run, Usage
+
+log = logging.getLogger(__name__)
+
+_CLAIM = 32  # runs claimed in one transaction
+_TICK = 1.0  # longest time between two looks at deadlines
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker works; times in seconds."""
+
+    concurrency: int = 256
+    lease: float = 15.0
+    renew: float = 5.0
+    poll: float = 1.0
+    windows: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
+
+
+class _Interrupted(LoomgateError):
+    """The drive was told to look again, to stop, or that its lease is lost: ``why``."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class _Drive:
+    """One run in a worker's hands."""
+
+    def __init__(self, worker: "Worker", claimed: Claimed) -> None:
+        self._worker = worker
+        self._store = worker.store
+        self.row = claimed.row
+        self._run = claimed.run
+        self._spec = claimed.spec
+        self._first = claimed.events
+        self._journal: Journal | None = None
+        self._why: str | None = None
+        self._interruptible = False
+        self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded())
+
+    def interrupt(self, why: str) -> None:
+        """Make the drive look at its run again (``look``), give it back (``stop``) or let go of it (``lost``).
+
+        Takes effect at once while it waits for the model, else before its next move.
+        """
+        self._why = why
+        if self._interruptible:
+            self.task.cancel()
+
+    def _tell(self, told: list[bytes], *, settled: bool = False) -> None:
+        self._worker.bus.publish(self.row.id, told, settled=settled)
+
+    async def _guarded(self) -> None:
+        try:
+            await self._go()
+        except LeaseLost:
+            log.info("run %s is no longer ours", self.row.id)
+        except _Interrupted as interrupted:
+            if interrupted.why == "stop":
+                await self._store.runs.hand_back([(self.row.id, self.row.fence)])
+        except Exception:
+            log.exception("run %s broke its worker", self.row.id)
+            await self._broken()
+
+    async def _broken(self) -> None:
+        """A fault of ours: the run fails with what is stored of it, and nobody is left waiting."""
+        failure = Failure("server_error", "Sorry, something went wrong.")
+        try:
+            row = self.row
+            verb: RunVerb = "fail"
+            ended = await self._store.runs.end(row.id, verb, fence=row.fence, failure=failure)
+        except LoomgateError:
+            log.exception("run %s could not be failed; its lease will lapse", self.row.id)
+            return
+        if ended is not None:
+            self._over(ended)
+
+    async def _go(self) -> None:
+        self._tell(self._first)
+        while True:
+            self._check()
+            if self._journal is None:
+                self._journal = await self._read_journal()
+            snapshot = plan.Snapshot(self._run, self._journal.entries, clock.now(), self.row.expires_at)
+            move = plan.next_move(snapshot)
+            if await self._perform(move):
+                return
+
+    async def _read_journal(self) -> Journal:
+        if self.row.fence == 1:
+            return Journal([], {})  # nobody had this run before
+        return await self._store.runs.journal(self.row.id)
+
+    def _check(self) -> None:
+        why, self._why = self._why, None
+        if why in ("stop", "lost"):
+            raise _Interrupted(why)
+
+    async def _perform(self, move: plan.Move) -> bool:
+        """Carry ``move`` out; ``True`` when the run has left our hands."""
+        if isinstance(move, plan.CallModel):
+            return await self._call_model(move)
+        if isinstance(move, plan.Finish):
+            outcome = await self._simple("complete")
+        elif isinstance(move, plan.Cut):
+            outcome = await self._simple("cut", incomplete_details=IncompleteRun(move.reason))  # pyright: ignore[reportArgumentType]
+        elif isinstance(move, plan.Wait):
+            await self._store.runs.park(self.row)
+            return True
+        else:
+            verb: RunVerb = "expire" if isinstance(move, plan.Expire) else "cancel"
+            ended = await self._store.runs.end(self.row.id, verb, fence=self.row.fence)
+            if ended is None:
+                return await self._reread()
+            self._over(ended)
+            return True
+        return self._settle(outcome)
+
+    async def _simple(self, verb: RunVerb, **fields: object) -> Outcome | None:
+        try:
+            applied = await self._store.runs.apply(self.row, Commit(verb=verb, fields=dict(fields)))
+        except IllegalTransition:
+            return None
+        return Outcome(applied.run, [events.run_event(applied.run, applied.body)], applied.promoted)
+
+    async def _call_model(self, move: plan.CallModel) -> bool:
+        assert self._journal is not None
+        runs = self._store.runs
+        call = await context.build(
+            runs, self._run, self._spec, self.row.position, self._journal, move, self._worker.settings.windows
+        )
+        if call is None:
+            return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
+        turn = Turn(runs, self.row, self._run, move, self._tell)
+        try:
+            try:
+                end = await self._stream(call, turn)
+                return self._settle(await turn.finish(end, _usage(call, turn, end)))
+            except ProviderError as error:
+                log.info("run %s: the model call failed (%s): %s", self.row.id, error.kind, error.message)
+                return self._settle(await turn.stop("fail", failure_of(error)))
+            except _Interrupted as interrupted:
+                if interrupted.why != "look":
+                    raise
+                verb = await self._asked_to_end()
+                if verb is None:
+                    raise _Interrupted("stop") from None  # a false alarm cut the call: whoever claims it does it again
+                return self._settle(await turn.stop(verb))
+        except IllegalTransition:
+            # The run was changed while the turn ended: somebody asked to cancel it.
+            verb = await self._asked_to_end()
+            if verb is None:
+                raise
+            return self._settle(await turn.stop(verb))
+
+    async def _stream(self, call: chat.Chat, turn: Turn) -> chat.Finish:
+        """Take the model's chunks until the last one. Raises `ProviderError`, `_Interrupted`, `LeaseLost`."""
+        chunks = self._worker.gateway.chat(call, self._spec.upstream, self.row.workspace)
+        async with aclosing(chunks):
+            while True:
+                chunk = await self._next(chunks)
+                if isinstance(chunk, chat.Finish):
+                    return chunk
+                await turn.take(chunk)
+
+    async def _next(self, chunks: "context.AsyncIterator[chat.Chunk]") -> chat.Chunk:
+        if self._why is not None:
+            raise _Interrupted(self._take_why())
+        self._interruptible = True
+        try:
+            return await anext(chunks)
+        except asyncio.CancelledError:
+            if self._why is None:
+                raise
+            asyncio.current_task().uncancel()  # pyright: ignore[reportOptionalMemberAccess]
+            raise _Interrupted(self._take_why()) from None
+        except StopAsyncIteration:
+            raise ProviderError("cut", "The model's answer ended before it was finished.") from None
+        finally:
+            self._interruptible = False
+
+    def _take_why(self) -> str:
+        why, self._why = self._why or "look", None
+        return why
+
+    async def _asked_to_end(self) -> RunVerb | None:
+        """The verb by which the run has to end now, if it was cancelled or its time is over."""
+        if clock.now() >= self.row.expires_at:
+            return "expire"
+        status = await self._store.runs.status(self.row.id)
+        return "cancel" if status in lifecycle.RUN["cancel"].sources else None
+
+    async def _reread(self) -> bool:
+        """Another look at a run that moved under us: `False` to plan again, `True` when it left our hands."""
+        status = await self._store.runs.status(self.row.id)
+        if status is None or status not in lifecycle.HELD:
+            return True
+        self._run = msgspec.structs.replace(self._run, status=status)
+        return False
+
+    def _settle(self, outcome: Outcome | None) -> bool:
+        if outcome is None:
+            raise LeaseLost(self.row.id)
+        self._run = outcome.run
+        self._tell(outcome.events, settled=True)
+        if outcome.promoted:
+            self._worker.bus.poke()
+        return True
+
+    def _over(self, ended: Ended) -> None:
+        self._tell(ended.events, settled=True)
+        if ended.promoted:
+            self._worker.bus.poke()
+
+
+def _usage(call: chat.Chat, turn: Turn, end: chat.Finish) -> Usage:
+    """The turn's tokens: as the endpoint told them, else counted here."""
+    if end.usage is not None:
+        return Usage.of(end.usage)
+    prompt = tokens.count_chat(call)
+    return Usage.of(chat.Usage(prompt, tokens.count_text(turn.output, call.model)))
+
+
+class Worker:
+    """Runs in this process. `start` it, `bus.poke` it when a run may be due, `close` it."""
+
+    def __init__(self, store: Store, gateway: Gateway, bus: Bus, settings: WorkerSettings) -> None:
+        self.store = store
+        self.gateway = gateway
+        self.bus = bus
+        self.settings = settings
+        self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._drives: dict[str, _Drive] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._freed = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to claim."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
+
+    async def close(self, drain_seconds: float) -> None:
+        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back."""
+        self._stopping = True
+        self.bus.poke()
+        running = [drive.task for drive in self._drives.values()]
+        if running:
+            await asyncio.wait(running, timeout=drain_seconds)
+        for drive in list(self._drives.values()):
+            drive.interrupt("stop")
+        left = [drive.task for drive in self._drives.values()]
+        if left:
+            await asyncio.wait(left, timeout=5)
+        for task in [*self._tasks, *left]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *left, return_exceptions=True)
+
+    @property
+    def active(self) -> int:
+        """How many runs are in this worker's hands."""
+        return len(self._drives)
+
+    async def _claim_forever(self) -> None:
+        while not self._stopping:
+            self.bus.alarm.clear()
+            try:
+                more = await self._claim()
+            except LoomgateError:
+                log.exception("claiming failed; trying again")
+                more = False
+            if more:
+                continue
+            try:
+                wait = min(self.settings.poll, max(0.0, await self.store.runs.seconds_to_next()))
+                await asyncio.wait_for(self.bus.alarm.wait(), max(wait, 0.01))
+            except TimeoutError:
+                pass
+            except LoomgateError:
+                await clock.sleep(self.settings.poll)
+
+    async def _claim(self) -> bool:
+        """Claim what there is room for; ``True`` when there may be more. Hands signals on to their drives."""
+        for run_id in list(self.bus.changed):
+            self.bus.changed.discard(run_id)
+            drive = self._drives.get(run_id)
+            if drive is not None:
+                drive.interrupt("look")
+        room = self.settings.concurrency - len(self._drives)
+        if room <= 0:
+            await self._room()
+            return True
+        wanted = min(room, _CLAIM)
+        claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
+        for one in claimed:
+            drive = _Drive(self, one)
+            self._drives[one.row.id] = drive
+            drive.task.add_done_callback(lambda _, id=one.row.id, drive=drive: self._let_go(id, drive))
+        return len(claimed) == wanted
+
+    def _let_go(self, id: str, drive: _Drive) -> None:
+        if self._drives.get(id) is drive:
+            del self._drives[id]
+        self._freed.set()
+
+    async def _room(self) -> None:
+        self._freed.clear()
+        try:
+            await asyncio.wait_for(self._freed.wait(), self.settings.poll)
+        except TimeoutError:
+            pass
+
+    async def _watch_forever(self) -> None:
+        """Renew leases, and tell drives whose time is over."""
+        renewed = clock.now()
+        while True:
+            deadlines = [drive.row.expires_at for drive in self._drives.values()]
+            wait = min([_TICK, renewed + self.settings.renew - clock.now(), *(d - clock.now() for d in deadlines)])
+            await clock.sleep(max(wait, 0.01))
+            now = clock.now()
+            for drive in list(self._drives.values()):
+                if drive.row.expires_at <= now:
+                    drive.interrupt("look")
+            if now - renewed < self.settings.renew:
+                continue
+            renewed = now
+            held = {drive.row.id: drive for drive in self._drives.values()}
+            try:
+                pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
+                for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
+                    held[lost].interrupt("lost")
+            except LoomgateError:
+                log.exception("renewing the leases failed; trying again")

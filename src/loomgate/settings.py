@@ -1,0 +1,578 @@
+"""One frozen `Settings`: every key with its type, default and meaning is a field here, and nowhere else.
+
+What must live here: keys, where their values come from (defaults, then ``loomgate.toml``, then ``LOOMGATE_*``
+environment variables, then the command line), and what makes a value wrong. What must not: opening anything but
+the settings file, and knowledge of the rooms that use a setting (so a provider's ``vendor`` is only a name here).
+
+`describe` gives the declared keys to the documentation's test. A key is checked by its declared type; what a type
+cannot say (one key against another, addresses, key material) is in `_check`.
+"""
+
+import base64
+import binascii
+import difflib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, final, get_args, get_origin
+from urllib.parse import urlsplit
+
+import msgspec
+import msgspec.inspect as shapes
+import msgspec.structs
+from msgspec import Meta
+
+from loomgate.errors import SettingError
+
+_PREFIX = "LOOMGATE_"
+_CONFIG = "LOOMGATE_CONFIG"
+_DEFAULT_FILE = "loomgate.toml"
+
+RunEvent = Literal[
+    "thread.run.created",
+    "thread.run.queued",
+    "thread.run.in_progress",
+    "thread.run.requires_action",
+    "thread.run.completed",
+    "thread.run.incomplete",
+    "thread.run.failed",
+    "thread.run.cancelling",
+    "thread.run.cancelled",
+    "thread.run.expired",
+]
+
+
+@final
+class Secret:
+    """A value that no repr, str, format or message shows; `reveal` gives it to the one place that needs it.
+
+    An empty secret is false.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str = "") -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The plain value: for a header or a key derivation, never for a log, an error or a page."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret(***)" if self._value else "Secret()"
+
+
+# The shapes that several keys share. `Meta.pattern` is searched, hence the anchors.
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """A model endpoint that the operator declares as ``[providers.NAME]``; times are in seconds."""
+
+    name: _Name
+    vendor: Annotated[_Name, Meta(description="Row of the provider catalogue that it speaks like; left out: NAME.")]
+    base_url: Annotated[str, Meta(description="Where its API begins; empty: the vendor's own address.")] = ""
+    api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
+    models: Annotated[
+        tuple[str, ...],
+        Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
+    ] = ()
+    default: Annotated[
+        bool,
+        Meta(
+            description="Gets the models that no pattern claims; left out: true if it is the only provider declared"
+            " and has no `models`."
+        ),
+    ] = False
+    connect_seconds: Annotated[float, Meta(gt=0, description="Longest wait for a connection.")] = 10.0
+    first_byte_seconds: Annotated[float, Meta(gt=0, description="Longest wait for the answer to begin.")] = 120.0
+    idle_seconds: Annotated[float, Meta(gt=0, description="Longest silence within an answer.")] = 120.0
+    total_seconds: Annotated[float, Meta(gt=0, description="Longest time for one attempt as a whole.")] = 600.0
+    max_attempts: Annotated[
+        int, Meta(ge=1, le=20, description="Attempts for one model call, the first one included.")
+    ] = 4
+
+
+class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A slug that clients send as ``x-portkey-virtual-key``, declared as ``[virtual_keys.SLUG]``."""
+
+    slug: _Name
+    provider: Annotated[_Name, Meta(description="Name of a declared provider or of a vendor in the catalogue.")]
+    api_key: Annotated[Secret, Meta(description="The key it stands for; empty: the provider's own key.")] = Secret()
+    base_url: Annotated[str, Meta(description="Where the API begins; empty: the provider's own address.")] = ""
+    workspace: Annotated[_Name, Meta(description="The workspace whose API keys may use it.")] = "default"
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where run events are delivered, declared as ``[[webhooks]]``; signed as Standard Webhooks says.
+
+    Private addresses are allowed: the operator chose them, no client can.
+    """
+
+    url: Annotated[str, Meta(description="Address that receives the events by POST.")]
+    secret: Annotated[Secret, Meta(description="Signing secret: `whsec_` and 24 to 64 bytes in base64.")]
+    events: Annotated[tuple[RunEvent, ...], Meta(description="Names of the events to send; empty: all of them.")] = ()
+    workspace: Annotated[_Name, Meta(description="The workspace whose runs it hears of.")] = "default"
+
+    def signing_key(self) -> bytes:
+        """The secret's bytes, with which deliveries are signed (HMAC-SHA256, Standard Webhooks)."""
+        return base64.b64decode(self.secret.reveal().removeprefix("whsec_"), validate=True)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every setting of a server. Made by `load`; a key named ``*_seconds`` is in seconds, ``*_bytes`` in bytes."""
+
+    host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0: any free one.")] = 8787
+    data: Annotated[Path, Meta(description="Folder for the database and the seal key.")] = Path("./loomgate-data")
+    database_url: Annotated[
+        str, Meta(description="`sqlite:///` and a path; empty: `loomgate.db` in the data folder.")
+    ] = ""
+    seal_key: Annotated[
+        Secret,
+        Meta(
+            description="Key that seals stored secrets: 32 bytes in base64 or hex; empty: kept in `seal.key` in `data`."
+        ),
+    ] = Secret()
+    max_body_bytes: Annotated[
+        # 64 MiB: a few dozen messages of 256,000 characters (BEHAVIOUR LIM-13), each \uXXXX-escaped to six bytes.
+        int, Meta(ge=1024, description="Largest request body; a larger one is answered with 413.")
+    ] = 64 * 1024 * 1024
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least serious log line that is written.")
+    ] = "info"
+    run_ttl_seconds: Annotated[
+        int, Meta(ge=1, description="How long a run may take before it expires, if its request does not say.")
+    ] = 600
+    run_ttl_max_seconds: Annotated[
+        int, Meta(ge=1, description="The longest time to expiry that a request may ask for its run.")
+    ] = 86400
+    worker_concurrency: Annotated[int, Meta(ge=1, description="How many runs one process drives at a time.")] = 256
+    lease_seconds: Annotated[
+        float, Meta(gt=0, description="After this long without a renewal another worker takes a run over.")
+    ] = 15.0
+    lease_renew_seconds: Annotated[
+        float, Meta(gt=0, description="How often a worker renews its leases; at most half of `lease_seconds`.")
+    ] = 5.0
+    poll_interval_seconds: Annotated[
+        float, Meta(gt=0, description="How often an idle worker looks for runs that nobody told it of.")
+    ] = 1.0
+    poll_after_ms: Annotated[
+        int, Meta(ge=0, description="The wait between polls that `openai-poll-after-ms` suggests; 0: header not sent.")
+    ] = 200
+    active_thread: Annotated[
+        Literal["reject", "enqueue", "interrupt"],
+        Meta(
+            description="What a second run or message on a thread with an active run meets: a 400, waiting its turn,"
+            " or cancelling the first."
+        ),
+    ] = "reject"
+    cancel_on_disconnect: Annotated[
+        bool, Meta(description="Cancel a streamed run when its client goes away; false: the run goes on.")
+    ] = False
+    stream_keepalive_seconds: Annotated[
+        float, Meta(gt=0, description="A silent stream gets a comment line this often.")
+    ] = 15.0
+    stream_retention_seconds: Annotated[
+        float, Meta(ge=0, description="How long an event stays available to a viewer that comes late or back.")
+    ] = 600.0
+    stream_retention_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
+    ] = 64 * 1024 * 1024
+    drain_seconds: Annotated[
+        float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
+    ] = 10.0
+    sqlite_synchronous: Annotated[
+        Literal["full", "normal"],
+        Meta(description="`full`: what is acknowledged survives a power cut; `normal`: faster, may lose a second."),
+    ] = "full"
+    webhook_retry_seconds: Annotated[
+        tuple[Annotated[float, Meta(ge=0)], ...],
+        Meta(description="Waits before the second and every later attempt to deliver an event; then it is given up."),
+    ] = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+    context_window: Annotated[
+        Mapping[str, Annotated[int, Meta(ge=256)]],
+        Meta(description="Pattern of model names to context size in tokens, before the built-in table."),
+    ] = {}
+    providers: Annotated[Mapping[str, Provider], Meta(description="Model endpoints by name, see below.")] = {}
+    virtual_keys: Annotated[Mapping[str, VirtualKey], Meta(description="Virtual keys by slug, see below.")] = {}
+    webhooks: Annotated[tuple[Webhook, ...], Meta(description="Receivers of run events, see below.")] = ()
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file that ``database_url`` and ``data`` stand for."""
+        return Path(self.database_url.removeprefix("sqlite:///")) if self.database_url else self.data / "loomgate.db"
+
+    @property
+    def default_provider(self) -> Provider | None:
+        """The provider for models that no pattern claims, if there is one."""
+        return next((provider for provider in self.providers.values() if provider.default), None)
+
+
+class Described(NamedTuple):
+    """One documented key: its name, environment variable ("" for a key of a table), default as text, meaning."""
+
+    key: str
+    env: str
+    default: str
+    meaning: str
+
+
+# Tables whose entries have names: the field that holds an entry's own name, which is never a key in the file.
+_NAMED_BY = {"providers": "name", "virtual_keys": "slug"}
+
+
+def describe(kind: type[msgspec.Struct] = Settings) -> list[Described]:
+    """The keys that ``kind`` (`Settings`, `Provider`, `VirtualKey` or `Webhook`) declares, in order."""
+    return [
+        Described(
+            field.name,
+            _PREFIX + field.name.upper() if kind is Settings else "",
+            _written(field.default_factory() if field.default is msgspec.NODEFAULT else field.default)
+            if not field.required
+            else ("NAME" if field.name == "vendor" else "required"),
+            _meaning(field),
+        )
+        for field in _fields(kind).values()
+        if field.name not in _NAMED_BY.values()
+    ]
+
+
+def find_file(env: Mapping[str, str] = os.environ, file: Path | None = None) -> Path | None:
+    """The settings file that `load` reads: ``file``, else ``LOOMGATE_CONFIG``, else ``./loomgate.toml``, else none."""
+    if file is not None:
+        return file
+    if named := env.get(_CONFIG):
+        return Path(named)
+    return Path(_DEFAULT_FILE) if Path(_DEFAULT_FILE).exists() else None
+
+
+def load(args: Mapping[str, object] = {}, env: Mapping[str, str] = os.environ, file: Path | None = None) -> Settings:
+    """The settings of this process: defaults < file < ``LOOMGATE_*`` < ``args``; a key is whole from its last.
+
+    Takes ``args`` from the command line (keys of `Settings`; None means not given; text is read like the environment),
+    ``env`` as a process's environment, ``file`` as given by ``--config``. Raises `SettingError` with the key, what was
+    expected and what was found where; it never shows a secret's value.
+    """
+    given: dict[str, tuple[object, str]] = {}
+    path = find_file(env, file)
+    if path is not None:
+        for key, value in _read(path).items():
+            given[_known(key, describe(), str(path))] = (value, str(path))
+    for variable, text in env.items():
+        if not variable.startswith(_PREFIX) or variable == _CONFIG or _is_service_link(variable, text):
+            continue
+        key = _known(variable, describe(), "the environment")
+        given[key] = (_from_text(key, text, variable), variable)
+    for key, value in args.items():
+        if value is not None:
+            option = "--" + _known(key, describe(), "the command line").replace("_", "-")
+            given[key] = (_from_text(key, value, option) if isinstance(value, str) else value, option)
+    if "OPENAI_API_KEY" in env:
+        declared, source = given.get("providers", ({}, "OPENAI_API_KEY"))
+        given["providers"] = (_with_openai(declared, env), source)
+    made = _struct(Settings, given, "", env)
+    _check(made)
+    return made
+
+
+def decode_seal_key(text: str) -> bytes:
+    """The 32 bytes that ``text`` holds in hex or base64 (either alphabet, padded or not); raises `SettingError`."""
+    text = text.strip()
+    try:
+        if re.fullmatch(r"[0-9A-Fa-f]{64}", text):
+            return bytes.fromhex(text)
+        plain = text.rstrip("=").replace("-", "+").replace("_", "/")
+        key = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (ValueError, binascii.Error):
+        key = b""
+    if len(key) != 32:
+        raise SettingError("seal_key", "32 bytes in base64 or hex", f"{len(text)} characters that are not")
+    return key
+
+
+def check_name(key: str, name: str) -> str:
+    """``name`` if it can name a provider, slug or workspace; raises `SettingError` for ``key`` if not."""
+    try:
+        return msgspec.convert(name, _Name)
+    except msgspec.ValidationError:
+        raise SettingError(key, _expected(_Name), _found(name)) from None
+
+
+def check_url(key: str, url: str, own: Settings | None) -> None:
+    """Raises `SettingError` for ``key`` unless ``url`` is empty or an http(s) address.
+
+    ``own`` is given for an endpoint that is called: it must not be this server, or calls would go round for ever.
+    """
+    if not url:
+        return
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host or parts.fragment or "@" in parts.netloc:
+        raise SettingError(key, "an http:// or https:// address without user name and fragment", "something else")
+    if own and parts.query:
+        raise SettingError(key, "an address without query, since paths are appended to it", "a query")
+    if own and port == own.port and host in ("127.0.0.1", "localhost", "::1", own.host):
+        raise SettingError(key, "an endpoint other than this server itself", f"{host}:{port}")
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingError("config", "a settings file that can be read", f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError("config", "a settings file in TOML", f"{path}: {error}") from None
+
+
+# Kubernetes gives every container the addresses of its services as variables: one service called "loomgate" makes
+# LOOMGATE_PORT=tcp://10.0.0.1:80, LOOMGATE_SERVICE_HOST and so on. They are not settings and must not stop a start.
+_SERVICE_LINK = re.compile(r"LOOMGATE_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    if variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text):
+        return True
+    return _SERVICE_LINK.fullmatch(variable) is not None
+
+
+def _from_text(key: str, text: str, source: str) -> object:
+    """A value as the environment and the command line write it: plain text, or JSON for a list or table."""
+    hint = _fields(Settings)[key].type
+    if not isinstance(_shape(hint), (shapes.DictType, shapes.VarTupleType)):
+        return text
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise SettingError(key, f"{_expected(hint)} written as JSON", f"other text in {source}") from None
+
+
+def _with_openai(declared: object, env: Mapping[str, str]) -> object:
+    """Adds provider ``openai`` from OPENAI_API_KEY; it is the default only if no declared provider is."""
+    if not isinstance(declared, dict) or "openai" in declared:
+        return cast("object", declared)
+    providers = _with_sole_default(cast("dict[str, object]", declared))
+    tables = [cast("dict[str, object]", entry) for entry in providers.values() if isinstance(entry, dict)]
+    taken = any(table.get("default") is True for table in tables)
+    entry = {"api_key": "env:OPENAI_API_KEY", "base_url": env.get("OPENAI_BASE_URL", ""), "default": not taken}
+    return {**providers, "openai": entry}
+
+
+def _with_sole_default(providers: dict[str, object]) -> dict[str, object]:
+    """The only provider declared is the default, unless it says otherwise or claims its models by pattern."""
+    if len(providers) == 1:
+        ((name, entry),) = providers.items()
+        if isinstance(entry, dict) and "default" not in entry and not cast("dict[str, object]", entry).get("models"):
+            return {name: {**entry, "default": True}}
+    return providers
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def _struct(kind: type[_S], given: Mapping[str, tuple[object, str]], at: str, env: Mapping[str, str]) -> _S:
+    """``kind`` from values with their sources; ``at`` is its own key with a dot ("" for the settings as a whole)."""
+    values: dict[str, object] = {}
+    for field in _fields(kind).values():
+        if field.name in given:
+            value, source = given[field.name]
+            values[field.name] = _value(field.type, value, at + field.name, source, env)
+        elif field.required:
+            raise SettingError(at + field.name, _expected(field.type), "nothing")
+    return kind(**values)
+
+
+def _table(kind: type[msgspec.Struct], value: object, key: str, source: str, env: Mapping[str, str]) -> object:
+    """One table of the file as ``kind``; the last part of ``key`` is its name, if such tables have names."""
+    if not isinstance(value, dict):
+        raise SettingError(key, "a table", f"{_found(value)} in {source}")
+    entries = cast("dict[str, object]", value)
+    given = {_known(entry, describe(kind), source, key): (entries[entry], source) for entry in entries}
+    group, _, name = key.partition(".")
+    if group in _NAMED_BY:
+        given[_NAMED_BY[group]] = (name, source)
+    if kind is Provider:
+        given.setdefault("vendor", (name, source))
+    return _struct(kind, given, key + ".", env)
+
+
+def _value(hint: Any, value: object, key: str, source: str, env: Mapping[str, str]) -> object:
+    """``value`` as the annotation ``hint`` wants it, or a `SettingError` for ``key``."""
+    shape, inner = _shape(hint), get_args(_unannotated(hint))
+    match shape:
+        case shapes.DictType() if isinstance(value, dict):
+            entries = cast("dict[str, object]", value)
+            if key == "providers":
+                entries = _with_sole_default(entries)
+            make = _table if isinstance(_shape(inner[1]), shapes.StructType) else _value
+            return {name: make(inner[1], entry, f"{key}.{name}", source, env) for name, entry in entries.items()}
+        case shapes.VarTupleType() if isinstance(value, (list, tuple)):
+            items = cast("Sequence[object]", value)
+            return tuple(_value(inner[0], item, f"{key}[{at}]", source, env) for at, item in enumerate(items))
+        case shapes.StructType():
+            return _table(shape.cls, value, key, source, env)
+        case shapes.CustomType(cls=cls) if cls is Secret and isinstance(value, str):
+            return _secret(value, key, env)
+        case shapes.CustomType(cls=cls) if cls is Secret:
+            raise SettingError(key, _expected(hint), f"another type in {source}")
+        case shapes.CustomType(cls=cls) if cls is Path and isinstance(value, (str, Path)):
+            return Path(value).expanduser()
+        case shapes.DictType() | shapes.VarTupleType() | shapes.CustomType():
+            raise SettingError(key, _expected(hint), f"{_found(value)} in {source}")
+        case _:
+            # Only the environment and the command line have numbers as text; in a file, "8787" is not 8787.
+            try:
+                made = msgspec.convert(value, hint, strict=not source.startswith((_PREFIX, "--")))
+            except msgspec.ValidationError:
+                made = None
+            if made is None or (isinstance(made, float) and not math.isfinite(made)):
+                raise SettingError(key, _expected(hint), f"{_found(value)} in {source}")
+            return made
+
+
+def _secret(value: str, key: str, env: Mapping[str, str]) -> Secret:
+    """``value`` itself, or the variable that ``env:NAME`` names."""
+    if not value.startswith("env:"):
+        return Secret(value)
+    variable = value.removeprefix("env:")
+    if not env.get(variable):
+        raise SettingError(key, f"the environment variable {variable} to hold it", "no such variable, or an empty one")
+    return Secret(env[variable])
+
+
+def _known(key: str, declared: list[Described], source: str, at: str = "") -> str:
+    """The declared key that ``key`` (or an environment variable's name) is; raises `SettingError` with the nearest."""
+    names = {row.env if key.startswith(_PREFIX) else row.key: row.key for row in declared}
+    if key in names:
+        return names[key]
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f"a known key; did you mean `{near[0]}`?" if near else "a known key (docs/settings.md lists them)"
+    raise SettingError(f"{at}.{key}" if at else key, hint, f"an unknown one in {source}")
+
+
+# --- what types cannot say -------------------------------------------------------------------------------------------
+
+
+def _check(made: Settings) -> None:
+    if made.lease_renew_seconds * 2 > made.lease_seconds:
+        limit = f"at most half of lease_seconds ({made.lease_seconds:g})"
+        raise SettingError("lease_renew_seconds", limit, f"{made.lease_renew_seconds:g}")
+    if made.run_ttl_seconds > made.run_ttl_max_seconds:
+        limit = f"at most run_ttl_max_seconds ({made.run_ttl_max_seconds})"
+        raise SettingError("run_ttl_seconds", limit, str(made.run_ttl_seconds))
+    _check_database(made.database_url)
+    if made.seal_key:
+        decode_seal_key(made.seal_key.reveal())
+    for name, provider in made.providers.items():
+        check_url(f"providers.{name}.base_url", provider.base_url, made)
+    for slug, virtual_key in made.virtual_keys.items():
+        check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
+    if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
+        raise SettingError(f"providers.{defaults[1]}.default", "one default provider", f"{defaults[0]} is another")
+    for at, webhook in enumerate(made.webhooks):
+        check_url(f"webhooks[{at}].url", webhook.url or "nothing", None)
+        try:
+            length = len(webhook.signing_key()) if webhook.secret.reveal().startswith("whsec_") else 0
+        except ValueError:
+            length = 0
+        if not 24 <= length <= 64:
+            expected = "`whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)"
+            raise SettingError(f"webhooks[{at}].secret", expected, "something else")
+
+
+def _check_database(url: str) -> None:
+    scheme, separator, path = url.partition("://")
+    if url and (scheme != "sqlite" or not separator):
+        wanted = "`sqlite:///` and a path: this version stores in SQLite only"
+        raise SettingError("database_url", wanted, f"a `{scheme}` address" if separator else "no address")
+    if url and (len(path) < 2 or not path.startswith("/") or ":memory:" in path or "?" in path):
+        raise SettingError("database_url", "`sqlite:///` and the path of a file, without options", repr(url))
+
+
+# --- the words of messages and docs ----------------------------------------------------------------------------------
+
+
+def _fields(kind: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.name: field for field in msgspec.structs.fields(kind)}
+
+
+def _unannotated(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _shape(hint: Any) -> shapes.Type:
+    shape = shapes.type_info(hint)
+    return shape.type if isinstance(shape, shapes.Metadata) else shape
+
+
+def _meaning(field: msgspec.structs.FieldInfo) -> str:
+    return next(note.description for note in get_args(field.type)[1:] if isinstance(note, Meta) and note.description)
+
+
+def _written(default: object) -> str:
+    """A default as ``loomgate.toml`` would have it."""
+    if isinstance(default, Secret):
+        return '""'
+    if isinstance(default, tuple):
+        return "[" + ", ".join(_written(item) for item in cast("tuple[object, ...]", default)) + "]"
+    return f"{default:g}" if isinstance(default, float) else msgspec.json.encode(default, enc_hook=str).decode()
+
+
+def _range(shape: shapes.IntType | shapes.FloatType) -> str:
+    if shape.gt is not None:
+        return f" above {shape.gt:g}"
+    if shape.ge is not None and shape.le is not None:
+        return f" from {shape.ge:g} to {shape.le:g}"
+    return "" if shape.ge is None else f" of at least {shape.ge:g}"
+
+
+def _expected(hint: Any) -> str:
+    """What a value of type ``hint`` looks like, in words."""
+    match _shape(hint):
+        case shapes.IntType() as shape:
+            return "a whole number" + _range(shape)
+        case shapes.FloatType() as shape:
+            return "a number" + _range(shape)
+        case shapes.BoolType():
+            return "true or false"
+        case shapes.LiteralType():
+            return "one of " + ", ".join(f'"{value}"' for value in get_args(_unannotated(hint)))
+        case shapes.StrType(pattern=str()):
+            return "a name of up to 64 letters, digits, `.`, `_` and `-` that begins with a letter or digit"
+        case shapes.StrType(min_length=int()):
+            return "text that is not empty"
+        case shapes.VarTupleType():
+            return "a list"
+        case shapes.DictType() | shapes.StructType():
+            return "a table"
+        case shapes.CustomType(cls=cls) if cls is Path:
+            return "a path"
+        case _:
+            return "text"
+
+
+def _found(value: object) -> str:
+    if isinstance(value, (dict, list, tuple)):
+        return "a table" if isinstance(value, dict) else "a list"
+    text = "true" if value is True else "false" if value is False else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

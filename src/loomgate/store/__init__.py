@@ -1,0 +1,118 @@
+"""Everything durable: one concrete `Store`, its verbs by object, and the only SQL of the project.
+
+What must live here: tables, statements, transactions, migrations, sealing. What must not: HTTP, model calls, or
+decisions about when something happens. Every row carries its workspace, directly or through its thread.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loomgate.errors import StoreError
+from loomgate.store.assistants import Assistants
+from loomgate.store.database import Database
+from loomgate.store.keys import Credentials, Keys, VirtualKeys
+from loomgate.store.outbox import Endpoint, Outbox
+from loomgate.store.runs import Runs
+from loomgate.store.schema import prepare, upgrade
+from loomgate.store.seal import Sealer, load_key
+from loomgate.store.threads import Threads
+
+if TYPE_CHECKING:
+    from loomgate.settings import Settings
+
+
+class Store:
+    """All verbs on what is stored, by object. Belongs to the event loop that it was opened on."""
+
+    def __init__(
+        self,
+        database: Database,
+        sealer: Sealer,
+        endpoints: Sequence[Endpoint],
+        on_active_run: str,
+        *,
+        exclusive: bool = False,
+    ) -> None:
+        self._database = database
+        self.exclusive = exclusive  # no other server uses this database
+        self.outbox = Outbox(database, endpoints)
+        self.assistants = Assistants(database)
+        self.threads = Threads(database, self.outbox, on_active_run)
+        self.runs = Runs(database, self.outbox, on_active_run)
+        self.keys = Keys(database)
+        self.virtual_keys = VirtualKeys(database, sealer)
+        self.credentials = Credentials(database, sealer)
+
+    async def close(self) -> None:
+        """Finish the writes under way and close the database."""
+        await self._database.close()
+
+
+def database_path(settings: "Settings") -> Path:
+    """The SQLite file: ``database_url`` if it names one, else ``loomgate.db`` in the data folder."""
+    if settings.database_url:
+        return Path(settings.database_url.removeprefix("sqlite:///"))
+    return settings.data / "loomgate.db"
+
+
+def _folder(settings: "Settings") -> None:
+    """Make the data folder for us alone, and check that it can be used."""
+    try:
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database_path(settings).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot use the data folder {settings.data}: {error.strerror}") from None
+    if not os.access(settings.data, os.R_OK | os.W_OK | os.X_OK):
+        raise StoreError(f"cannot use the data folder {settings.data}: no permission to read and write in it")
+
+
+def migrate(settings: "Settings") -> tuple[str | None, str]:
+    """Bring the database to this version's tables; answers the revision before (``None``: new) and after.
+
+    Raises `StoreError` when the folder or file cannot be used, or was written by a newer version.
+    """
+    _folder(settings)
+    return upgrade(database_path(settings))
+
+
+@asynccontextmanager
+async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncIterator[Store]:
+    """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database.
+
+    Raises `StoreError` (one line: the place and the reason).
+    """
+    _folder(settings)
+    path = database_path(settings)
+    lock = _lock(path) if exclusive else None
+    try:
+        await asyncio.to_thread(prepare, path)
+        sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
+        database = Database(path, synchronous=settings.sqlite_synchronous)
+        endpoints = [Endpoint(hook.url, hook.workspace, frozenset(hook.events)) for hook in settings.webhooks]
+        store = Store(database, sealer, endpoints, settings.active_thread, exclusive=exclusive)
+        try:
+            yield store
+        finally:
+            await store.close()
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    """Hold the server's lock beside the database until the descriptor is closed, or the process dies."""
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"cannot use the database {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise StoreError(f"the database {path} is in use by another server") from None
+    return descriptor

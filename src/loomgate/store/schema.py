@@ -1,0 +1,97 @@
+"""The schema's version: made whole in a new file, upgraded by Alembic in an old one.
+
+A new database is created from ``tables.py`` and stamped with the newest revision, which needs no Alembic (start-up
+stays short); a test holds that the migrations lead to the same tables.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from loomgate.errors import StoreError
+from loomgate.store import tables
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0001"  # the newest revision in migrations/versions (a test compares)
+
+
+def prepare(path: Path) -> None:
+    """Make the database at ``path`` ready for this version: create it, upgrade it, or leave it. Raises `StoreError`."""
+    if revision(path) != HEAD:
+        upgrade(path)
+
+
+def revision(path: Path) -> str | None:
+    """The revision of the database at ``path``; ``None`` when it has no tables yet. Raises `StoreError`."""
+    try:
+        connection = apsw.Connection(str(path))
+        try:
+            connection.set_busy_timeout(5_000)
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
+                return None
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            return str(found[0][0]) if found else None
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise StoreError(f"cannot open the database {path}: {error}") from None
+
+
+def upgrade(path: Path) -> tuple[str | None, str]:
+    """Bring the database to `HEAD`; answers the revision before and after. Raises `StoreError`."""
+    before = revision(path)
+    if before is None:
+        _create(path)
+    elif before != HEAD:
+        _migrate(path, before)
+    return before, HEAD
+
+
+def _create(path: Path) -> None:
+    dialect = sqlite.dialect()
+    connection = apsw.Connection(str(path))
+    try:
+        connection.set_busy_timeout(5_000)
+        connection.execute("PRAGMA journal_mode = WAL")
+        with connection:
+            for table in tables.metadata.sorted_tables:
+                connection.execute(str(CreateTable(table).compile(dialect=dialect)))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
+            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+            connection.execute("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+    except apsw.Error as error:
+        raise StoreError(f"cannot create the database {path}: {error}") from None
+    finally:
+        connection.close()
+
+
+def _migrate(path: Path, before: str) -> None:
+    from alembic import command  # noqa: PLC0415 - half a second that only an upgrade needs
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = alembic_config(path)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if before not in known:
+        raise StoreError(f"the database {path} was written by a newer version (revision {before}): use that version")
+    try:
+        command.upgrade(config, HEAD)
+    except sa.exc.SQLAlchemyError as error:
+        raise StoreError(f"cannot upgrade the database {path}: {error}") from None
+
+
+def alembic_config(path: Path) -> "Config":
+    """Alembic's configuration for the database at ``path``: the migrations ship inside the package."""
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["url"] = f"sqlite:///{path}"
+    return config

@@ -1,0 +1,196 @@
+"""The tables. A row is promoted columns (what SQL has to find or guard) and ``body``, the encoded wire Struct.
+
+What must live here: table and index definitions. What must not: statements, or anything that runs them.
+Times are whole seconds, except ``due``, which is milliseconds since the epoch.
+"""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _id() -> sa.Column[str]:
+    return sa.Column("id", sa.Text, primary_key=True)
+
+
+def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=nullable)
+
+
+def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=nullable)
+
+
+def _counter(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
+
+
+def _blob(name: str) -> sa.Column[bytes]:
+    return sa.Column(name, sa.LargeBinary, nullable=False)
+
+
+# A workspace is the border that no key sees across. ``positions`` is the last order key given to a child.
+workspaces = sa.Table("workspaces", metadata, _id(), _counter("positions"), _integer("created_at"))
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _id(),
+    _text("workspace"),
+    _text("name"),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True),  # SHA-256 of the secret; see store/keys.py
+    _text("hint"),
+    _integer("created_at"),
+    _integer("revoked_at", nullable=True),
+)
+
+virtual_keys = sa.Table(
+    "virtual_keys",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("slug", sa.Text, primary_key=True),
+    _text("provider"),
+    _text("base_url", nullable=True),
+    _blob("sealed"),
+    _integer("created_at"),
+)
+
+# A client's own provider key, sealed, for the runs that it started (one row per distinct key).
+credentials = sa.Table(
+    "credentials",
+    metadata,
+    _id(),
+    _text("workspace"),
+    sa.Column("digest", sa.LargeBinary, nullable=False),  # keyed hash: finds the row again, tells nothing
+    _blob("sealed"),
+    _integer("created_at"),
+    sa.UniqueConstraint("workspace", "digest"),
+)
+
+assistants = sa.Table(
+    "assistants",
+    metadata,
+    _id(),
+    _text("workspace"),
+    _integer("position"),
+    _blob("private"),  # which sampling values somebody chose (BEHAVIOUR RSN-03)
+    _blob("body"),
+    sa.Index(None, "workspace", "position", unique=True),
+)
+
+# ``positions``: the last order key given to a message, run or step of this thread; taking the next one locks
+# the row, so the order of a list is the order of commits.
+threads = sa.Table(
+    "threads",
+    metadata,
+    _id(),
+    _text("workspace"),
+    _integer("position"),
+    _counter("positions"),
+    _counter("messages"),
+    _text("on_active_run", nullable=True),
+    _blob("body"),
+    sa.Index(None, "workspace", "position", unique=True),
+)
+
+# One row per metadata pair of a thread, so that a filtered list of threads costs as little as a plain one.
+thread_tags = sa.Table(
+    "thread_tags",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
+    _text("thread_id"),
+    sa.Index(None, "thread_id"),
+)
+
+# Threads that were deleted: their rows go in small steps, so that no delete holds the others up.
+purges = sa.Table("purges", metadata, sa.Column("thread_id", sa.Text, primary_key=True))
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    _id(),
+    _text("thread_id"),
+    _integer("position"),
+    _text("run_id", nullable=True),
+    # Where the message stands for the model: a run's messages stand where the run does (docs/why/order.md).
+    _integer("place"),
+    _text("role"),
+    _blob("body"),
+    sa.Index(None, "thread_id", "position", unique=True),
+    sa.Index(None, "thread_id", "place", "position"),
+    sa.Index("ix_messages_run_id", "run_id", "position", sqlite_where=sa.text("run_id IS NOT NULL")),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    _id(),
+    _text("workspace"),
+    _text("thread_id"),
+    _integer("position"),
+    _text("status"),
+    _integer("expires_at"),  # kept when the body's becomes null
+    # The thread lock: the thread's id while this run holds it, else null. Unique, so two runs cannot hold one.
+    sa.Column("holds", sa.Text, unique=True),
+    # When the run next needs a worker, in milliseconds: now (queued), at the end of a lease (leased), at
+    # expires_at (waiting for the client or for its turn), never (null: terminal). The table is the queue.
+    _integer("due", nullable=True),
+    _counter("fence"),
+    _text("worker", nullable=True),
+    _blob("spec"),
+    _blob("body"),
+    sa.Index(None, "thread_id", "position", unique=True),
+    # Runs that wait for their turn in a thread whose rule is to enqueue.
+    sa.Index(
+        "ix_runs_waiting",
+        "thread_id",
+        "position",
+        sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL"),
+        postgresql_where=sa.text("holds IS NULL AND due IS NOT NULL"),
+    ),
+    sa.Index(
+        "ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")
+    ),
+)
+
+steps = sa.Table(
+    "steps",
+    metadata,
+    _id(),
+    _text("thread_id"),
+    _text("run_id"),
+    _integer("position"),
+    _integer("turn"),  # the model turn (1, 2, …) that the step belongs to
+    _text("status"),
+    # Tokens of the turn, kept here while the step is open: its body shows them when it is completed (STEP-08).
+    sa.Column("usage", sa.LargeBinary, nullable=True),
+    _blob("body"),
+    sa.Index(None, "run_id", "position", unique=True),
+    sa.Index(None, "thread_id"),
+)
+
+# Webhook calls still to be made: written with the status change they tell of, so none is lost or invented.
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    _id(),
+    _text("endpoint"),
+    _text("run_id"),
+    _integer("position"),
+    _counter("attempts"),
+    _integer("due", nullable=True),  # milliseconds; null when delivered or given up
+    _integer("ended_at", nullable=True),
+    _text("outcome", nullable=True),
+    _blob("payload"),
+    sa.Index("ix_deliveries_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
+    sa.Index(None, "ended_at"),
+)
