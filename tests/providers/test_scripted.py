@@ -61,13 +61,17 @@ def calls(beats: list[Beat]) -> list[tuple[str, str]]:
 
 def end(beats: list[Beat]) -> Finish:
     last = beats[-1]
-    assert isinstance(last, Finish) and sum(isinstance(beat, Finish) for beat in beats) == 1
+    assert isinstance(last, Finish)
+    assert sum(isinstance(beat, Finish) for beat in beats) == 1
     return last
 
 
 def test_the_names_it_answers_to() -> None:
-    assert is_scripted("scripted") and is_scripted("scripted-mini")
-    assert not is_scripted("gpt-4o") and not is_scripted("scripted2") and not is_scripted("my-scripted")
+    assert is_scripted("scripted")
+    assert is_scripted("scripted-mini")
+    assert not is_scripted("gpt-4o")
+    assert not is_scripted("scripted2")
+    assert not is_scripted("my-scripted")
 
 
 # --- slash lines ---
@@ -91,7 +95,8 @@ def test_calls() -> None:
     assert calls(beats) == [("get_weather", '{"city": "Oslo",\n "days": 2}'), ("now", "{}")]
     assert end(beats).reason == "tool_calls"
     ids = [beat.id for beat in beats if isinstance(beat, ToolCallDelta) and beat.id]
-    assert len(set(ids)) == 2 and all(id.startswith("call_") and len(id) == 29 for id in ids)
+    assert len(set(ids)) == 2
+    assert all(id.startswith("call_") and len(id) == 29 for id in ids)
     assert beats == played('/say Wait.\n/call get_weather {"city": "Oslo",\n "days": 2}\n/call now')
 
 
@@ -163,7 +168,9 @@ def test_errors() -> None:
 )
 def test_a_mistake_is_told_and_nothing_is_played(line: str, told: str) -> None:
     beats = played(line)
-    assert told in said(beats) and end(beats).reason == "stop" and not calls(beats)
+    assert told in said(beats)
+    assert end(beats).reason == "stop"
+    assert not calls(beats)
     assert said(beats).startswith("The script has mistakes")
 
 
@@ -174,7 +181,8 @@ def test_any_message_gets_one_well_formed_answer(pieces: list[str]) -> None:
     beats = played("".join(pieces), max_completion_tokens=5)
     assert beats == played("".join(pieces), max_completion_tokens=5)
     last = end(beats)
-    assert last.usage is not None and (last.reason == "length" or last.usage.completion_tokens <= 5)
+    assert last.usage is not None
+    assert last.reason == "length" or last.usage.completion_tokens <= 5
 
 
 # --- budgets ---
@@ -182,10 +190,12 @@ def test_any_message_gets_one_well_formed_answer(pieces: list[str]) -> None:
 
 def test_the_budget_cuts_the_output() -> None:
     beats = played("/say one two three four", max_completion_tokens=2)
-    assert said(beats) == "one two" and end(beats) == Finish("length", Usage(5, 2))
+    assert said(beats) == "one two"
+    assert end(beats) == Finish("length", Usage(5, 2))
     assert end(played("/say one two", max_completion_tokens=2)).reason == "stop"
     cut = played('/say one\n/call f {"a": 1, "b": 2}\n/call g {}', max_completion_tokens=3)
-    assert calls(cut) == [("f", '{"a":')] and end(cut).reason == "length"
+    assert calls(cut) == [("f", '{"a":')]
+    assert end(cut).reason == "length"
     assert calls(played("/say one two\n/call f {}", max_completion_tokens=2)) == []
     told = end(played("/usage prompt=5 completion=50 reasoning=40\n/say x", max_completion_tokens=10))
     assert told == Finish("length", Usage(5, 10, 0, 10))
@@ -224,7 +234,8 @@ def test_the_default_answer() -> None:
 def test_a_tool_that_must_be_called_is_called_once() -> None:
     for choice in ("required", NamedFunction("get_weather")):
         name, arguments = calls(played("in Oslo?", tools=[WEATHER], tool_choice=choice))[0]
-        assert name == "get_weather" and json.loads(arguments) == {"city": "in Oslo?", "days": 0}
+        assert name == "get_weather"
+        assert json.loads(arguments) == {"city": "in Oslo?", "days": 0}
         after = played("in Oslo?", *called("get_weather"), tools=[WEATHER], tool_choice=choice)
         assert said(after) == "get_weather answered: get_weather is fine"
     other = [FunctionTool(name="other"), WEATHER]

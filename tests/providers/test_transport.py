@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from loomgate import clock
 from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall
 from loomgate.providers.transport import Limits, Timeouts, Transport
@@ -40,7 +41,8 @@ async def test_status_headers_and_bounded_body() -> None:
     async with ModelEndpoint() as endpoint:
         endpoint.faults.append(Fault(status=500, body={"long": "x" * 100_000}))
         async with await transport.send(call(endpoint.base_url), Timeouts()) as reply:
-            assert reply.status == 500 and reply.headers["x-request-id"] == "req_standin"
+            assert reply.status == 500
+            assert reply.headers["x-request-id"] == "req_standin"
             assert len(await reply.read(1000)) == 1000
         assert b"hello" in await fetch(transport, call(endpoint.base_url))
         assert endpoint.requests[0].headers["user-agent"] == "loomgate"
@@ -55,7 +57,8 @@ async def test_it_waits_for_a_free_connection_only_so_long() -> None:
         await until(lambda: endpoint.requests)
         with pytest.raises(ProviderError) as caught:
             await fetch(transport, call(endpoint.base_url), Timeouts(connect=0.05))
-        assert caught.value.kind == "connect" and "within 0.05 seconds" in caught.value.message
+        assert caught.value.kind == "connect"
+        assert "within 0.05 seconds" in caught.value.message
         first.cancel()
         assert b"hello" in await fetch(transport, call(endpoint.base_url))
         await transport.close()
@@ -96,7 +99,7 @@ async def test_the_environments_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def _certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stand-in")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = datetime.datetime.fromtimestamp(clock.now(), datetime.UTC)
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -104,7 +107,7 @@ def _certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
         .public_key(key.public_key())
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
+        .not_valid_after(now + datetime.timedelta(days=3650))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -126,7 +129,8 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
         strict = Transport()
         with pytest.raises(ProviderError) as caught:
             await fetch(strict, call(endpoint.base_url))
-        assert caught.value.kind == "connect" and "certificate" in caught.value.message
+        assert caught.value.kind == "connect"
+        assert "certificate" in caught.value.message
         await strict.close()
         trusting = Transport(Limits(ca_file=str(public)))
         assert b"hello" in await fetch(trusting, call(endpoint.base_url))

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import ssl
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -133,7 +133,7 @@ class _GoneError(Exception):
 
 
 class ModelEndpoint:
-    """The server. ``api_key``: if given, any other key is answered 401. ``faults`` and ``requests`` are lists to use."""
+    """The server. ``api_key``: if given, any other key is answered 401. ``faults`` and ``requests`` are to use."""
 
     def __init__(self, api_key: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -163,7 +163,7 @@ class ModelEndpoint:
         if self._server is not None:
             await self._server.wait_closed()
 
-    async def __aenter__(self) -> "ModelEndpoint":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -443,7 +443,8 @@ def completion(model: str, beats: list[Any]) -> dict[str, Any]:
                 calls.append({"id": beat.id, "type": "function", "function": {"name": beat.name, "arguments": ""}})
             calls[beat.index]["function"]["arguments"] += beat.arguments
     end = beats[-1]
-    assert isinstance(end, Finish) and end.usage is not None
+    assert isinstance(end, Finish)
+    assert end.usage is not None
     message: dict[str, Any] = {"role": "assistant", "content": text or None, "refusal": refusal or None}
     if calls:
         message["tool_calls"] = calls

@@ -7,7 +7,7 @@ from collections.abc import Callable
 async def until(condition: Callable[[], object]) -> None:
     """Let the event loop run until ``condition()`` is true; fails after ten seconds."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for need not know of it
             await asyncio.sleep(0.001)
 
 

@@ -4,7 +4,6 @@ What must live here: facts about failures that every dialect shares. What must n
 belong to its dialect) and the decision to try again (``gateway/``).
 """
 
-import email.utils
 import re
 from collections.abc import Mapping
 
@@ -57,6 +56,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = _number(value)
     if seconds is not None or value is None:
         return seconds
+    import email.utils
+
     try:
         moment = email.utils.parsedate_to_datetime(value)
     except ValueError:

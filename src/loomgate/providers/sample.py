@@ -3,8 +3,9 @@
 What must live here: the walk over a schema, pure and deterministic. What must not: validation.
 """
 
-import json
 from typing import Any, cast
+
+import msgspec
 
 Schema = dict[str, Any]
 
@@ -36,7 +37,7 @@ def sample(schema: Schema | bool, words: str) -> Any:
 
 def sample_json(schema: Schema | None, words: str) -> str:
     """`sample` as JSON text; no schema gives ``{}``."""
-    return json.dumps(sample(schema or {"type": "object"}, words), ensure_ascii=False)
+    return msgspec.json.encode(sample(schema or {"type": "object"}, words)).decode()
 
 
 def _value(node: Any, root: Schema, words: str, depth: int, path: tuple[str, ...]) -> Any:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import io
 import ssl
-import urllib.request
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -272,11 +271,14 @@ class Transport:
 
     def _proxy(self, url: str) -> str | None:
         """The proxy that ``http_proxy``, ``https_proxy`` and ``no_proxy`` name for this host, looked up once."""
+        # Only the names and rules of these variables are taken from there, as everybody takes them.
+        from urllib.request import getproxies_environment, proxy_bypass  # noqa: TID251
+
         parts = urlsplit(url)
         key = (parts.scheme, parts.netloc)
         if key not in self._proxies:
-            found = urllib.request.getproxies_environment().get(parts.scheme)
-            around = urllib.request.proxy_bypass(parts.netloc)
+            found = getproxies_environment().get(parts.scheme)
+            around = proxy_bypass(parts.netloc)
             self._proxies[key] = None if around else found
         return self._proxies[key]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 import sys
 import urllib.request
 
@@ -29,9 +28,12 @@ async def test_the_vendors_client_reads_streams_and_whole_answers() -> None:
         script = [{"role": "user", "content": '/say Hello there\n/call f {"a": 1}\n/usage prompt=7 completion=3'}]
         whole = await client.chat.completions.create(model="m", messages=script, tools=TOOLS)  # type: ignore[arg-type]
         message = whole.choices[0].message
-        assert message.content == "Hello there" and whole.choices[0].finish_reason == "tool_calls"
-        assert message.tool_calls and message.tool_calls[0].function.arguments == '{"a": 1}'  # type: ignore[union-attr]
-        assert whole.usage and whole.usage.total_tokens == 10
+        assert message.content == "Hello there"
+        assert whole.choices[0].finish_reason == "tool_calls"
+        assert message.tool_calls
+        assert message.tool_calls[0].function.arguments == '{"a": 1}'
+        assert whole.usage
+        assert whole.usage.total_tokens == 10
         async with client.chat.completions.stream(
             model="m",
             messages=script,
@@ -43,7 +45,8 @@ async def test_the_vendors_client_reads_streams_and_whole_answers() -> None:
             final = await stream.get_final_completion()
         assert final.choices[0].message.content == "Hello there"
         assert final.choices[0].message.tool_calls[0].function.name == "f"  # type: ignore[index]
-        assert final.usage and final.usage.prompt_tokens == 7
+        assert final.usage
+        assert final.usage.prompt_tokens == 7
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,8 @@ async def test_the_vendors_client_knows_its_errors(status: int, error: type[open
         endpoint.faults.append(Fault(status=status))
         with pytest.raises(error) as caught:
             await client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
-        assert caught.value.status_code == status and isinstance(caught.value.body, dict)
+        assert caught.value.status_code == status
+        assert isinstance(caught.value.body, dict)
 
 
 async def test_it_refuses_what_the_vendor_refuses() -> None:
@@ -82,21 +86,22 @@ async def test_it_refuses_what_the_vendor_refuses() -> None:
 
 
 async def test_it_runs_as_a_process() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.upstream"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            base = (await asyncio.to_thread(process.stdout.readline)).strip()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.upstream", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        base = (await process.stdout.readline()).decode().strip()
 
-            def post(path: str, body: object) -> dict[str, object]:
-                data = json.dumps(body).encode()
-                with urllib.request.urlopen(urllib.request.Request(base.removesuffix("/v1") + path, data)) as got:
-                    return json.load(got)
+        def post(path: str, body: object) -> dict[str, object]:
+            data = json.dumps(body).encode()
+            with urllib.request.urlopen(urllib.request.Request(base.removesuffix("/v1") + path, data)) as got:
+                return json.load(got)
 
-            assert await asyncio.to_thread(post, "/control/faults", [{"ignore_stream": True}]) == {"faults": 1}
-            body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "/say hi"}]}
-            answer = await asyncio.to_thread(post, "/v1/chat/completions", body)
-            assert answer["object"] == "chat.completion"
-        finally:
-            process.terminate()
+        assert await asyncio.to_thread(post, "/control/faults", [{"ignore_stream": True}]) == {"faults": 1}
+        body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "/say hi"}]}
+        answer = await asyncio.to_thread(post, "/v1/chat/completions", body)
+        assert answer["object"] == "chat.completion"
+    finally:
+        process.terminate()
+        await process.wait()
