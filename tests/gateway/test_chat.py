@@ -40,7 +40,7 @@ async def gateway(endpoint: ModelEndpoint) -> AsyncIterator[Gateway]:
 def gateway_to(endpoint: ModelEndpoint, retries: Retries | None = None, **more: Any) -> Gateway:
     provider = ProviderConfig(vendor="openai", base_url=endpoint.base_url, api_key=KEY)
     # The dice always show the longest wait, so that tests know it.
-    config = GatewayConfig(providers={"main": provider}, retries=retries or Retries(), **more)
+    config = GatewayConfig(providers={"main": provider}, default="main", retries=retries or Retries(), **more)
     return Gateway(config, dice=lambda: 1.0)
 
 
@@ -139,13 +139,13 @@ async def test_what_cannot_be_routed() -> None:
         if not known:
             await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))
     assert gateway.knows("m", Upstream(kind="virtual_key", name="x"))
-    one = GatewayConfig(providers={"p": ProviderConfig(vendor="groq", api_key="k")}, scripted=False)
+    p = ProviderConfig(vendor="groq", api_key="k")
+    one = GatewayConfig(providers={"p": p}, default="p", scripted=False)
     assert Gateway(one).knows("anything", DEFAULT)
     assert Gateway(one).knows("scripted", DEFAULT)
-    two = GatewayConfig(providers={"p": ProviderConfig(vendor="groq", api_key="k"), "q": ProviderConfig(vendor="groq")})
-    assert not Gateway(two).knows("anything", DEFAULT)
+    assert not Gateway(GatewayConfig(providers={"p": p})).knows("anything", DEFAULT)
     for wrong in (ProviderConfig(vendor="nonsense"), ProviderConfig(vendor="ollama", base_url="localhost:11434")):
-        assert not Gateway(GatewayConfig(providers={"p": wrong})).knows("m", DEFAULT)
+        assert not Gateway(GatewayConfig(providers={"p": wrong}, default="p")).knows("m", DEFAULT)
 
 
 async def test_a_stored_key_is_resolved_for_the_workspace(endpoint: ModelEndpoint) -> None:
@@ -213,6 +213,15 @@ async def test_too_long_a_retry_after_and_too_many_failures(endpoint: ModelEndpo
     assert (await failure(gateway, "/error 503")).kind == "overloaded"
     assert len(endpoint.requests) == 1 + 3
     assert text_of(await answer(gateway, "/error 500 times=2\n/say third time lucky")) == "third time lucky"
+    await gateway.close()
+
+
+async def test_a_provider_may_have_its_own_number_of_attempts(endpoint: ModelEndpoint) -> None:
+    config = ProviderConfig(vendor="openai", base_url=endpoint.base_url, api_key=KEY, attempts=2)
+    retries = Retries(attempts=9, base=0.0)
+    gateway = Gateway(GatewayConfig(providers={"main": config}, default="main", retries=retries))
+    assert (await failure(gateway, "/error 500")).kind == "server"
+    assert len(endpoint.requests) == 2
     await gateway.close()
 
 
