@@ -11,6 +11,7 @@ Little's law: rate x (mean latency + the generator's own time between two reques
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -353,7 +354,10 @@ def main() -> None:
         seconds=options.seconds,
         marker=options.marker.encode() if options.marker else None,
     )
-    figures = asdict(measure(load))
+    try:
+        figures = asdict(measure(load))
+    except BadMeasurement as error:
+        sys.exit(f"load: {error}")
     del figures["samples"]
     print(json.dumps(figures, indent=2))
 

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Generator
@@ -28,7 +29,7 @@ import msgspec
 from bench import machine, report, upstream
 from bench.load import Answer, BadMeasurement, Load, Result, measure, quantile, request
 from bench.machine import LOAD_CORE, SERVER_CORE, Server, Upstream
-from bench.seed import Seeded, database_file, seed
+from bench.seed import CannotSeed, Seeded, database_file, seed
 
 PAGE = 20
 QUESTION = "Please weave the threads of my runs into cloth."
@@ -372,8 +373,11 @@ def main() -> None:
         parser.error(f"cores {SERVER_CORE} and {LOAD_CORE} are needed, this process has {os.sched_getaffinity(0)}")
     os.sched_setaffinity(0, {LOAD_CORE})
     plan = QUICK if options.quick else Plan()
-    with tempfile.TemporaryDirectory(prefix="loomgate-bench-", dir=options.scratch) as scratch:
-        found = session(plan, Path(scratch))
+    try:
+        with tempfile.TemporaryDirectory(prefix="loomgate-bench-", dir=options.scratch) as scratch:
+            found = session(plan, Path(scratch))
+    except (BadMeasurement, CannotSeed) as error:
+        sys.exit(f"bench: {error}")
     print(report.text(found))
     if not options.quick:
         report.write(found)
