@@ -212,7 +212,9 @@ def run(request: CreateRun | CreateThreadAndRun, thread_id: str, assistant: Assi
     tools = assistant.tools
     if (own := given(request.tools)) is not None:
         tools = [normalise(tool) for tool in own]
-    choice: ToolChoice = given(request.tool_choice) or "auto"
+    choice: ToolChoice = "auto"
+    if request.tool_choice is not UNSET and request.tool_choice is not None:
+        choice = request.tool_choice
     checks.tool_choice(choice, tools)
     checks.runnable(tools)
     model = given(request.model) or assistant.model
