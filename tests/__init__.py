@@ -1,0 +1,1 @@
+"""The tests, filed as the rooms are."""

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from fnmatch import fnmatchcase
@@ -30,7 +31,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint the operator has set up.
 
     ``vendor`` is a row of the catalogue; ``base_url`` replaces the row's; ``models`` are `fnmatch` patterns of the
-    model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses.
+    model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses;
+    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`.
     """
 
     vendor: str
@@ -40,6 +42,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
     timeouts: Timeouts | None = None
+    attempts: int | None = None
 
     def __repr__(self) -> str:
         return f"ProviderConfig(vendor={self.vendor!r}, base_url={self.base_url!r})"
@@ -58,9 +61,9 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """``providers`` by the operator's names, in order; ``default`` takes what no pattern matches.
+    """``providers`` by the operator's names, in order; the one named by ``default`` takes what no pattern matches.
 
-    Without ``default`` a lone provider is the default. ``scripted`` switches the deterministic model on.
+    ``scripted`` switches the deterministic model on.
     """
 
     providers: dict[str, ProviderConfig] = {}
@@ -129,6 +132,7 @@ class Gateway:
         given = False
         while True:
             key: str | None = None
+            attempts = self._config.retries.attempts
             try:
                 if self._plays(call.model):
                     async with aclosing(scripted.stream(call, attempt)) as chunks:
@@ -136,8 +140,9 @@ class Gateway:
                             given = True
                             yield chunk
                     return
-                target, timeouts = await self._target(call.model, upstream, workspace)
-                key = target.api_key
+                target, config = await self._target(call.model, upstream, workspace)
+                key, attempts = target.api_key, config.attempts or attempts
+                timeouts = config.timeouts or self._config.timeouts
                 dialect = _DIALECTS[target.vendor.dialect]
                 decoder = dialect.decoder()
                 async with await self._transport.send(dialect.request(call, target), timeouts) as reply:
@@ -159,7 +164,7 @@ class Gateway:
                     status=error.status,
                     retry_after=error.retry_after,
                 )
-                wait = None if given else self._wait(told, attempt)
+                wait = None if given or attempt + 1 >= attempts else self._wait(told, attempt)
                 if wait is None:
                     raise told from None
             log.info("model call failed (%s), next try in %.2f s: %s", told.kind, wait, told.message)
@@ -174,9 +179,9 @@ class Gateway:
         return self._config.scripted and scripted.is_scripted(model)
 
     def _wait(self, error: ProviderError, attempt: int) -> float | None:
-        """Seconds until the next try, or None if there is none."""
+        """Seconds until the next try, or None if trying again is no use."""
         retries = self._config.retries
-        if error.kind not in RETRYABLE or attempt + 1 >= retries.attempts:
+        if error.kind not in RETRYABLE:
             return None
         if error.retry_after is None:
             return self._dice() * min(retries.cap, retries.base * 2**attempt)
@@ -184,7 +189,7 @@ class Gateway:
             return None
         return error.retry_after + self._dice() * retries.base
 
-    async def _target(self, model: str, upstream: Upstream, workspace: str) -> tuple[Target, Timeouts]:
+    async def _target(self, model: str, upstream: Upstream, workspace: str) -> tuple[Target, ProviderConfig]:
         if upstream.kind not in ("virtual_key", "sealed"):
             return self._configured(model, upstream)
         found = await self._resolve_secret(upstream, workspace)
@@ -196,7 +201,7 @@ class Gateway:
         config = msgspec.structs.replace(config, api_key=found.api_key, base_url=found.base_url or config.base_url)
         return self._made(found.provider, config)
 
-    def _configured(self, model: str, upstream: Upstream) -> tuple[Target, Timeouts]:
+    def _configured(self, model: str, upstream: Upstream) -> tuple[Target, ProviderConfig]:
         """The target by the operator's configuration alone."""
         name = upstream.name if upstream.kind == "provider" else self._by_model(model)
         if name is None:
@@ -216,21 +221,23 @@ class Gateway:
             row = CATALOGUE.get(config.vendor)
             if any(fnmatchcase(model, pattern) for pattern in config.models or (row.models if row else ())):
                 return name
-        return self._config.default or (next(iter(providers)) if len(providers) == 1 else None)
+        return self._config.default
 
-    def _made(self, name: str, config: ProviderConfig) -> tuple[Target, Timeouts]:
+    def _made(self, name: str, config: ProviderConfig) -> tuple[Target, ProviderConfig]:
         vendor = CATALOGUE.get(config.vendor)
         if vendor is None:
             raise ProviderError("model_not_found", f"The provider '{name}' names an unknown vendor '{config.vendor}'.")
         base_url = config.base_url or vendor.base_url
         if base_url is None:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
+        if not re.match(r"https?://[^/\s]+", base_url):
+            raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
         if vendor.auth == "bearer" and not config.api_key:
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
         target = Target(
             vendor=vendor, base_url=base_url, api_key=config.api_key, drop=config.drop, headers=config.headers
         )
-        return target, config.timeouts or self._config.timeouts
+        return target, config
 
 
 async def _drain(reply: Reply) -> None:

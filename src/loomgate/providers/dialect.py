@@ -3,7 +3,7 @@
 What must live here: the protocol that dialects fulfil and the plain values around it. What must not: a vendor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -38,13 +38,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decoder(Protocol):
-    """The reading side of one answer with a success status. After its `Finish`, anything more is ignored."""
+    """The reading side of one answer with a success status. After its `Finish`, anything more is ignored.
 
-    def feed(self, data: bytes) -> list[Chunk]:
+    Both methods give their chunks one by one, so that those before an error come out before it is raised: what
+    the caller has seen must not depend on how the bytes were split.
+    """
+
+    def feed(self, data: bytes) -> Iterator[Chunk]:
         """The chunks that ``data`` completes. Raises `ProviderError` for an error within the stream or nonsense."""
         ...
 
-    def end(self) -> list[Chunk]:
+    def end(self) -> Iterator[Chunk]:
         """The body is over: the last chunks. Raises `ProviderError` ``cut`` if the answer was not complete."""
         ...
 

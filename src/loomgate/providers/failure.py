@@ -4,7 +4,6 @@ What must live here: facts about failures that every dialect shares. What must n
 belong to its dialect) and the decision to try again (``gateway/``).
 """
 
-import email.utils
 import re
 from collections.abc import Mapping
 
@@ -21,6 +20,7 @@ _KINDS: dict[int, ProviderErrorKind] = {
     409: "overloaded",  # vendors answer this for a lock they could not take in time
     425: "overloaded",
     429: "rate_limit",
+    498: "overloaded",  # groq: no capacity in the flex tier
     503: "overloaded",
     504: "timeout",
     524: "timeout",
@@ -56,6 +56,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = _number(value)
     if seconds is not None or value is None:
         return seconds
+    import email.utils
+
     try:
         moment = email.utils.parsedate_to_datetime(value)
     except ValueError:

@@ -4,7 +4,8 @@ What must live here: this wire format, and the liberties that the many servers t
 What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.failure import masked, retry_after, status_kind
-from loomgate.providers.framing import Event, EventParser
+from loomgate.providers.framing import EventParser
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -33,7 +34,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    made: dict[str, Any] = {"role": message.role}
+    # Left out rather than null beside tool calls: OpenAI takes both, some servers (llama-cpp-python) only this.
+    if message.content is not None or not message.tool_calls:
+        made["content"] = message.content
     if message.refusal is not None:
         made["refusal"] = message.refusal
     if message.tool_calls:
@@ -115,20 +119,19 @@ class OpenAI:
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
+        if 300 <= status < 400:
+            said = f"The endpoint answered HTTP {status}, a redirect: set base_url to where it points."
+            return ProviderError("malformed", said, status=status)
         found = None
-        try:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
             found = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            pass
         if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
             found = cast(list[Any], found)[0]
         wait = retry_after(headers)
         if isinstance(found, dict):
             return _error(cast(dict[str, Any], found), status, wait)
         said = body[:300].decode("utf-8", "replace").strip()
-        if 300 <= status < 400:
-            said = "it redirects to another address; set base_url to where the API is"
-        elif said.startswith("<"):
+        if said.startswith("<"):
             said = "an HTML page"  # of a proxy or a balancer in between: no use to anyone
         message = f"The endpoint answered HTTP {status}" + (f": {masked(said)}" if said else ".")
         return ProviderError(status_kind(status), message, status=status, retry_after=wait)
@@ -170,6 +173,8 @@ _CODES: dict[str, ProviderErrorKind] = {
     "content_filter": "invalid",
     "invalid_request_error": "invalid",
 }
+# With an HTTP status at hand, only these say more: "invalid_request_error" comes with a 401, too.
+_MORE_THAN_STATUS = frozenset({"quota", "model_not_found", "auth"})
 
 
 def _error(found: dict[str, Any], status: int | None, wait: float | None) -> ProviderError:
@@ -180,18 +185,13 @@ def _error(found: dict[str, Any], status: int | None, wait: float | None) -> Pro
     if said is not None and not isinstance(said, str):
         said = _encode(said).decode()
     code, kind = fields.get("code"), None
-    if isinstance(code, int | str) and str(code).isdigit():  # OpenRouter, vLLM: the HTTP status as code
-        number = int(code)
-        if status is None and 400 <= number < 600:
-            kind, status = status_kind(number), number
+    if status is None and isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) < 600:
+        status = int(code)  # OpenRouter, vLLM: within a stream the HTTP status is told as code
     for name in (code, fields.get("type")):
         named = _CODES.get(name.lower()) if isinstance(name, str) else None
-        # A 5xx or a 429 stands whatever its type claims, except that quota is a special 429.
-        if named == "quota" or (named and (status is None or (400 <= status < 500 and status not in (429, 408, 409)))):
-            kind = kind if kind is not None and named == "invalid" else named
+        if named and (status is None or named in _MORE_THAN_STATUS):
+            kind = named
             break
-    if kind in (None, "invalid") and status == 404:
-        kind = "model_not_found"
     kind = kind or (status_kind(status) if status is not None else "server")
     message = masked(said) if said else f"The endpoint answered HTTP {status} without a message."
     return ProviderError(kind, message[:2000], status=status, retry_after=wait)
@@ -251,7 +251,7 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     x_groq: _Timing | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
     object: str | None = None
 
 
@@ -305,64 +305,67 @@ class AnswerDecoder:
         self._usage: Usage | None = None
         self._done = False
 
-    def feed(self, data: bytes) -> list[Chunk]:
+    def feed(self, data: bytes) -> Iterator[Chunk]:
         """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
         if self._done:
-            return []
+            return
         if self._events is None and self._whole is None:
             data = data.lstrip(b" \t\r\n")
             if not data:
-                return []
+                return
             # No field of an event stream begins with a brace, whatever the content type claims.
             if data[:1] == b"{":
                 self._whole = bytearray()
             else:
                 self._events = EventParser()
-        if self._whole is not None:
+        if self._events is not None:
+            yield from self._read_all(event.data for event in self._events.feed(data))
+        elif self._whole is not None:
             self._whole += data
             if len(self._whole) > _LONGEST_ANSWER:
                 raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
-            return []
-        assert self._events is not None
-        chunks: list[Chunk] = []
-        for event in self._events.feed(data):
-            self._take(event, chunks)
-        return chunks
 
-    def end(self) -> list[Chunk]:
+    def end(self) -> Iterator[Chunk]:
         """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
         if self._done:
-            return []
-        chunks: list[Chunk] = []
+            return
         if self._whole is not None:
-            self._read(bytes(self._whole), chunks)
+            yield from self._read_all([bytes(self._whole)])
         elif self._events is not None:
-            for event in self._events.end():
-                try:
-                    self._take(event, chunks)
-                except ProviderError as error:
-                    if error.kind != "malformed":
-                        raise
+            try:
+                yield from self._read_all(event.data for event in self._events.end())
+            except ProviderError as error:
+                if error.kind != "malformed":  # half an event: what follows says so
+                    raise
         if not self._done:
             if self._reason is None:
                 raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
-            self._finish(chunks)
-        return chunks
+            yield self._finish()
 
-    def _take(self, event: Event, chunks: list[Chunk]) -> None:
-        if self._done:
-            return
-        if event.data.strip() == b"[DONE]":
-            self._finish(chunks)
-        elif event.data:
-            self._read(event.data, chunks)
+    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
+        for data in texts:
+            if self._done:
+                return
+            if data.strip() == b"[DONE]":
+                yield self._finish()
+                continue
+            chunks: list[Chunk] = []
+            error = None
+            try:
+                if data:
+                    self._read(data, chunks)
+            except ProviderError as raised:
+                error = raised
+            yield from chunks
+            if error is not None:
+                raise error
 
     def _read(self, data: bytes, chunks: list[Chunk]) -> None:
         try:
             found = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
-        if (found.error is not None and bytes(found.error) != b"null") or found.object == "error":
+        if found.error is not None or found.object == "error":
             raise _error(msgspec.json.decode(data), None, None)
         usage = found.usage or (found.x_groq.usage if found.x_groq else None)
         if usage is not None:
@@ -389,7 +392,8 @@ class AnswerDecoder:
             chunks.append(RefusalDelta(delta.refusal))
         for entry in delta.tool_calls or ():
             self._call(entry, chunks)
-        if delta.function_call is not None:
+        # Some servers (llama-cpp-python) send each piece in both forms; the newer one counts.
+        if delta.function_call is not None and not delta.tool_calls:
             self._call(_ToolCall(0, None, delta.function_call), chunks)
 
     def _call(self, entry: _ToolCall, chunks: list[Chunk]) -> None:
@@ -432,7 +436,7 @@ class AnswerDecoder:
             return call
         return None
 
-    def _finish(self, chunks: list[Chunk]) -> None:
+    def _finish(self) -> Finish:
         self._done = True
         if any(not call.name for call in self._calls):
             raise ProviderError("malformed", "The endpoint sent a tool call without a function name.")
@@ -440,7 +444,7 @@ class AnswerDecoder:
         # Vendors disagree about the reason when functions were called; what happened counts.
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
-        chunks.append(Finish(reason, self._usage))
+        return Finish(reason, self._usage)
 
 
 _LONGEST_ANSWER = 16 * 1024 * 1024

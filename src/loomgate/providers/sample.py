@@ -3,8 +3,9 @@
 What must live here: the walk over a schema, pure and deterministic. What must not: validation.
 """
 
-import json
 from typing import Any, cast
+
+import msgspec
 
 Schema = dict[str, Any]
 
@@ -36,7 +37,7 @@ def sample(schema: Schema | bool, words: str) -> Any:
 
 def sample_json(schema: Schema | None, words: str) -> str:
     """`sample` as JSON text; no schema gives ``{}``."""
-    return json.dumps(sample(schema or {"type": "object"}, words), ensure_ascii=False)
+    return msgspec.json.encode(sample(schema or {"type": "object"}, words)).decode()
 
 
 def _value(node: Any, root: Schema, words: str, depth: int, path: tuple[str, ...]) -> Any:
@@ -66,7 +67,8 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
             break
         found: Any = root
         for step in target.lstrip("#/").split("/") if target not in ("#", "#/") else []:
-            found = found.get(step.replace("~1", "/").replace("~0", "~"), {}) if isinstance(found, dict) else {}
+            name = step.replace("~1", "/").replace("~0", "~")
+            found = cast(Schema, found).get(name, {}) if isinstance(found, dict) else {}
         rest = {key: value for key, value in schema.items() if key != "$ref"}
         schema = {**cast(Schema, found), **rest} if isinstance(found, dict) else rest
     for part in cast(list[Any], schema.get("allOf") or []):

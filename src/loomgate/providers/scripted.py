@@ -5,7 +5,6 @@ from a model call to the beats of its answer. What must not: I/O other than wait
 """
 
 import hashlib
-import json
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, cast, get_args
@@ -204,15 +203,15 @@ def _read_refuse(rest: str) -> _Step:
 
 
 def _read_call(rest: str) -> _Step:
-    name, _, arguments = rest.partition(" ") if " " in rest.split("\n", maxsplit=1)[0] else rest.partition("\n")
+    name, _, arguments = rest.partition(" ") if " " in rest.split("\n", 1)[0] else rest.partition("\n")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise ValueError(
             f'expected a function\'s name and JSON, such as /call get_weather {{"city": "Oslo"}}{_found(rest)}'
         )
     arguments = arguments.strip() or "{}"
     try:
-        json.loads(arguments)
-    except ValueError:
+        msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
         raise ValueError(f"expected JSON after the name {name}{_found(arguments)}") from None
     return _Call(name, arguments)
 
@@ -230,7 +229,7 @@ def _read_error(rest: str) -> _Step:
         status = int(what)
         kind = status_kind(status)
     elif what in kinds:
-        kind = cast(ProviderErrorKind, what)
+        kind = what
     else:
         raise ValueError(f"expected an HTTP status from 400 to 599 or one of {', '.join(kinds)}{_found(what)}")
     return Fail(kind, status, values.get("retry_after"), values.get("times"))
@@ -342,7 +341,7 @@ def _default(chat: Chat, words: str, after: list[ChatMessage]) -> list[_Step]:
     text = "\n".join(told) or (f"You said: {echo}" if echo else "There is no user message to answer.")
     wanted = (chat.response_format or {}).get("type")
     if wanted == "json_object":
-        return [_Say(json.dumps({"reply": text}, ensure_ascii=False))]
+        return [_Say(msgspec.json.encode({"reply": text}).decode())]
     if wanted == "json_schema":
         schema = cast(dict[str, Any], (chat.response_format or {}).get("json_schema") or {}).get("schema")
         return [_Say(sample_json(schema, text))]

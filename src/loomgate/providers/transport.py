@@ -5,9 +5,9 @@ words how a connection failed. What must not: what the bytes mean, and trying a 
 """
 
 import asyncio
+import contextlib
 import io
 import ssl
-import urllib.request
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -129,10 +129,9 @@ class _Watch:
 
     def fire(self) -> None:
         if self._scope is not None and not self._scope.expired():
-            try:
+            # Between two pieces nobody waits, which reschedule reports: the next `begin` starts a new span.
+            with contextlib.suppress(RuntimeError):
                 self._scope.reschedule(asyncio.get_running_loop().time())
-            except RuntimeError:
-                pass  # between two pieces nobody waits: the next `begin` starts a new span
 
     def error(self) -> ProviderError:
         what = {"first_byte": "did not begin to answer", "idle": "fell silent"}[self.phase]
@@ -206,7 +205,10 @@ class Transport:
         """One try: the answer, or None when the connection broke after the request and before anything came back."""
         import aiohttp
 
-        host = urlsplit(call.url).hostname or call.url
+        try:
+            host = urlsplit(call.url).hostname or call.url
+        except ValueError:
+            raise ProviderError("connect", f"The address of the endpoint is not an http URL: {call.url}") from None
         body: Any = call.body if len(call.body) <= _LARGE_BODY else io.BytesIO(call.body)
         limits = aiohttp.ClientTimeout(total=None, connect=watch.timeouts.connect)
         try:
@@ -229,7 +231,7 @@ class Transport:
             raise ProviderError("connect", f"No connection to {host} within {seconds:g} seconds.") from error
         except TimeoutError:
             raise watch.error() from None
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise ProviderError("connect", f"The address of the endpoint is not an http URL: {host}") from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
             return None
@@ -269,11 +271,14 @@ class Transport:
 
     def _proxy(self, url: str) -> str | None:
         """The proxy that ``http_proxy``, ``https_proxy`` and ``no_proxy`` name for this host, looked up once."""
+        # Only the names and rules of these variables are taken from there, as everybody takes them.
+        from urllib.request import getproxies_environment, proxy_bypass  # noqa: TID251
+
         parts = urlsplit(url)
         key = (parts.scheme, parts.netloc)
         if key not in self._proxies:
-            found = urllib.request.getproxies_environment().get(parts.scheme)
-            around = urllib.request.proxy_bypass(parts.netloc)
+            found = getproxies_environment().get(parts.scheme)
+            around = proxy_bypass(parts.netloc)
             self._proxies[key] = None if around else found
         return self._proxies[key]
 
