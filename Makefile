@@ -20,7 +20,7 @@ NODE_INSTALLED := tests/node/node_modules/.package-lock.json
 .PHONY: help install dev serve test lint types imports format wheel wheel-check pytest behaviour lock upgrade clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # ---- Using it
 
@@ -105,6 +105,6 @@ upgrade: $(DEV_INSTALLED) ## the same, moving every version as far as pyproject.
 	@$(COMPILE) --group dev --upgrade --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## remove what make made, except your data
-	@rm -rf .venv dist tests/node/node_modules .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv dist tests/node/node_modules .ruff_cache .pytest_cache .import_linter_cache .hypothesis .tools/model-server
 
 -include make/*.mk

@@ -7,6 +7,7 @@ subscribes from an id and misses nothing; when the id is gone, `subscribe` says 
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from loomgate import clock
 from loomgate.wire.events import DONE
@@ -113,7 +114,7 @@ class Bus:
         # Ids start anew with each process; this part tells a viewer from before that its id is gone.
         self._epoch = f"{int(clock.now() * 1000):x}"
         self.alarm = asyncio.Event()
-        self.changed: set[str] = set()
+        self.listeners: list[Callable[[str], None]] = []
 
     def id_of(self, number: int) -> str:
         """The event id of event ``number`` of a channel, such as ``19a9c1f3b2d-17``."""
@@ -124,8 +125,9 @@ class Bus:
         self.alarm.set()
 
     def signal(self, run_id: str) -> None:
-        """Tell the worker that a run it may be driving was changed by somebody else."""
-        self.changed.add(run_id)
+        """Tell the workers that a run one of them may be driving was changed by somebody else."""
+        for listener in self.listeners:
+            listener(run_id)
         self.alarm.set()
 
     def publish(self, run_id: str, events: list[bytes], *, settled: bool = False) -> None:

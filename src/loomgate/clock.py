@@ -7,6 +7,7 @@ survive a restart; `monotonic` is for measuring how long something took.
 
 import asyncio
 import time
+from contextlib import suppress
 
 _offset = 0.0
 _sleepers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
@@ -32,25 +33,28 @@ async def sleep(seconds: float) -> None:
 
     Takes seconds (0 or less yields once to the event loop). Call it from a running event loop.
     """
-    end = now() + seconds
     if seconds <= 0:
         await asyncio.sleep(0)
         return
+    end = now() + seconds
     woken = asyncio.Event()
-    _sleepers[woken] = asyncio.get_running_loop()
+    while (left := end - now()) > 0:
+        woken.clear()
+        await wait(woken, left)
+
+
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait until ``event`` is set, or until ``seconds`` have passed; a jump by `advance` sets the event."""
+    _sleepers[event] = asyncio.get_running_loop()
     try:
-        while (left := end - now()) > 0:
-            woken.clear()
-            try:
-                await asyncio.wait_for(woken.wait(), left)
-            except TimeoutError:
-                return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), seconds)
     finally:
-        _sleepers.pop(woken, None)
+        _sleepers.pop(event, None)
 
 
 def advance(seconds: float) -> None:
-    """Move `now` forward by ``seconds`` (tests only) and wake every `sleep`, in whatever thread it waits."""
+    """Move `now` forward by ``seconds`` (tests only) and wake every `sleep` and `wait`, in whatever thread they are."""
     global _offset
     _offset += seconds
     for woken, loop in tuple(_sleepers.items()):

@@ -102,7 +102,8 @@ def test_the_promises(
     if _total([*head, *allowed, *tail], fixed) <= limit:
         assert middle == allowed, "nothing more is left out than asked if it fits"
     elif last is not None:
-        assert middle == history[-len(middle) :] and len(middle) < last, "the newest, and no more than asked"
+        assert middle == history[-len(middle) :], "the newest"
+        assert len(middle) < last, "no more than asked"
     if last is None and len(middle) < len(history):
         first_user = next((i for i, message in enumerate(history) if message.role == "user"), None)
         nearest = max(set(range(len(history))) - set(kept))

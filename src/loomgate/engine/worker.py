@@ -16,7 +16,7 @@ import msgspec
 
 from loomgate import clock
 from loomgate.bus import Bus
-from loomgate.engine import context, plan
+from loomgate.engine import context, plan, points
 from loomgate.engine.perform import Outcome, Turn, failure_of
 from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
 from loomgate.gateway import Gateway
@@ -26,7 +26,7 @@ from loomgate.store.rows import Ended
 from loomgate.store.runs import Claimed, Commit, Journal
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.lifecycle import RunVerb
-from loomgate.wire.runs import Failure, IncompleteRun, Run, Usage
+from loomgate.wire.runs import Failure, IncompleteRun, Usage
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ class _Drive:
         except _Interrupted as interrupted:
             if interrupted.why == "stop":
                 await self._store.runs.hand_back([(self.row.id, self.row.fence)])
+                stopping = "The server is stopping. The run is kept and goes on; look on again with its stream."
+                self._tell([events.error_event(stopping)], settled=True)
         except Exception:
             log.exception("run %s broke its worker", self.row.id)
             await self._broken()
@@ -107,7 +109,8 @@ class _Drive:
     async def _go(self) -> None:
         self._tell(self._first)
         while True:
-            self._check()
+            if self._why is not None and await self._look():
+                return
             if self._journal is None:
                 self._journal = await self._read_journal()
             snapshot = plan.Snapshot(self._run, self._journal.entries, clock.now(), self.row.expires_at)
@@ -120,10 +123,12 @@ class _Drive:
             return Journal([], {})  # nobody had this run before
         return await self._store.runs.journal(self.row.id)
 
-    def _check(self) -> None:
-        why, self._why = self._why, None
-        if why in ("stop", "lost"):
+    async def _look(self) -> bool:
+        """Follow an interruption that came between two moves; ``True`` when the run has left our hands."""
+        why = self._take_why()
+        if why != "look":
             raise _Interrupted(why)
+        return await self._reread()
 
     async def _perform(self, move: plan.Move) -> bool:
         """Carry ``move`` out; ``True`` when the run has left our hands."""
@@ -160,6 +165,7 @@ class _Drive:
         )
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
+        points.reached("calling")
         turn = Turn(runs, self.row, self._run, move, self._tell)
         try:
             try:
@@ -189,6 +195,7 @@ class _Drive:
             while True:
                 chunk = await self._next(chunks)
                 if isinstance(chunk, chat.Finish):
+                    points.reached("answered")
                     return chunk
                 await turn.take(chunk)
 
@@ -230,6 +237,7 @@ class _Drive:
     def _settle(self, outcome: Outcome | None) -> bool:
         if outcome is None:
             raise LeaseLost(self.row.id)
+        points.reached("settled")
         self._run = outcome.run
         self._tell(outcome.events, settled=True)
         if outcome.promoted:
@@ -237,6 +245,7 @@ class _Drive:
         return True
 
     def _over(self, ended: Ended) -> None:
+        points.reached("ended")
         self._tell(ended.events, settled=True)
         if ended.promoted:
             self._worker.bus.poke()
@@ -263,6 +272,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._freed = asyncio.Event()
+        bus.listeners.append(self._look_at)
 
     def start(self) -> None:
         """Begin to claim."""
@@ -290,6 +300,11 @@ class Worker:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
+    def _look_at(self, run_id: str) -> None:
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+
     async def _claim_forever(self) -> None:
         while not self._stopping:
             self.bus.alarm.clear()
@@ -300,21 +315,11 @@ class Worker:
                 more = False
             if more:
                 continue
-            try:
-                wait = min(self.settings.poll, max(0.0, await self.store.runs.seconds_to_next()))
-                await asyncio.wait_for(self.bus.alarm.wait(), max(wait, 0.01))
-            except TimeoutError:
-                pass
-            except LoomgateError:
-                await clock.sleep(self.settings.poll)
+            next_due = max(0.01, await self.store.runs.seconds_to_next())
+            await clock.wait(self.bus.alarm, min(self.settings.poll, next_due))
 
     async def _claim(self) -> bool:
-        """Claim what there is room for; ``True`` when there may be more. Hands signals on to their drives."""
-        for run_id in list(self.bus.changed):
-            self.bus.changed.discard(run_id)
-            drive = self._drives.get(run_id)
-            if drive is not None:
-                drive.interrupt("look")
+        """Claim what there is room for; ``True`` when there may be more."""
         room = self.settings.concurrency - len(self._drives)
         if room <= 0:
             await self._room()
@@ -322,6 +327,7 @@ class Worker:
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
+            points.reached("claimed")
             drive = _Drive(self, one)
             self._drives[one.row.id] = drive
             drive.task.add_done_callback(lambda _, id=one.row.id, drive=drive: self._let_go(id, drive))
@@ -334,10 +340,7 @@ class Worker:
 
     async def _room(self) -> None:
         self._freed.clear()
-        try:
-            await asyncio.wait_for(self._freed.wait(), self.settings.poll)
-        except TimeoutError:
-            pass
+        await clock.wait(self._freed, self.settings.poll)
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""

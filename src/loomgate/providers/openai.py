@@ -34,7 +34,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    made: dict[str, Any] = {"role": message.role}
+    # Left out rather than null beside tool calls: OpenAI takes both, some servers (llama-cpp-python) only this.
+    if message.content is not None or not message.tool_calls:
+        made["content"] = message.content
     if message.refusal is not None:
         made["refusal"] = message.refusal
     if message.tool_calls:
@@ -389,7 +392,8 @@ class AnswerDecoder:
             chunks.append(RefusalDelta(delta.refusal))
         for entry in delta.tool_calls or ():
             self._call(entry, chunks)
-        if delta.function_call is not None:
+        # Some servers (llama-cpp-python) send each piece in both forms; the newer one counts.
+        if delta.function_call is not None and not delta.tool_calls:
             self._call(_ToolCall(0, None, delta.function_call), chunks)
 
     def _call(self, entry: _ToolCall, chunks: list[Chunk]) -> None:

@@ -7,7 +7,7 @@ decisions about when something happens. Every row carries its workspace, directl
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +81,7 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
 
 
 @asynccontextmanager
-async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncIterator[Store]:
+async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncGenerator[Store, None]:
     """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database.
 
     Raises `StoreError` (one line: the place and the reason).

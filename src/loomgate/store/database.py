@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import apsw
 import sqlalchemy as sa
@@ -22,6 +22,25 @@ from loomgate.errors import StoreError
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+
+class Connection(Protocol):
+    """The part of an apsw connection that is used here, with the types that its stubs leave open."""
+
+    @property
+    def in_transaction(self) -> bool: ...  # noqa: D102
+    def execute(self, sql: str, bindings: Any = None) -> Any: ...  # noqa: D102
+    def executemany(self, sql: str, bindings: Any) -> Any: ...  # noqa: D102
+    def changes(self) -> int: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+def connect(path: Path) -> Connection:
+    """Open the SQLite file ``path`` (made when missing), waiting for another process's lock for a while."""
+    connection = apsw.Connection(str(path), statementcachesize=200)
+    connection.set_busy_timeout(_BUSY_MS)
+    return cast(Connection, connection)
+
 
 _SQLITE = sqlite.dialect(paramstyle="named")
 _BATCH = 64  # transactions in one commit: bounds how long the event loop is held
@@ -42,7 +61,7 @@ class Statement:
         """The SQL text for SQLite and the values of its literal parameters."""
         if self._sql is None:
             compiled = self._expression.compile(dialect=_SQLITE)
-            self._defaults = {k: v for k, v in compiled.params.items() if v is not None}
+            self._defaults = {k: v for k, v in (compiled.params or {}).items() if v is not None}
             self._sql = str(compiled)
         return self._sql, self._defaults
 
@@ -52,7 +71,7 @@ class Tx:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
@@ -119,9 +138,8 @@ class Database:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="loomgate-commit")
 
     @staticmethod
-    def _connect(path: Path, synchronous: str) -> apsw.Connection:
-        connection = apsw.Connection(str(path), statementcachesize=200)
-        connection.set_busy_timeout(_BUSY_MS)
+    def _connect(path: Path, synchronous: str) -> Connection:
+        connection = connect(path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA cache_size = -16000")  # 16 MB

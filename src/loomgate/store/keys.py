@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import secrets
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -14,7 +15,8 @@ from loomgate.store.seal import Sealer
 from loomgate.wire.ids import new_id
 
 _k, _v, _c = tables.api_keys, tables.virtual_keys, tables.credentials
-_key, _owner = sa.bindparam("key"), sa.bindparam("owner")
+_key: sa.BindParameter[Any] = sa.bindparam("key")
+_owner: sa.BindParameter[Any] = sa.bindparam("owner")
 
 _ADD = Statement(sa.insert(_k))
 _FIND = Statement(

@@ -46,7 +46,7 @@ class Listing:
         return Statement(query.order_by(order).limit(sa.bindparam("count", type_=sa.Integer)))
 
     async def position(self, tx: Tx, parent: str, cursor: str, name: str) -> int:
-        """The order key of the element ``cursor``; 400 naming parameter ``name`` when it is not of this list (LIST-13)."""
+        """The order key of the element ``cursor``; 400 naming ``name`` when it is not of this list (LIST-13)."""
         row = await tx.row(self._cursor, cursor=cursor, parent=parent)
         if row is None:
             raise bad_request(f"Invalid '{name}': no element with id '{cursor}' in this list.", name, "invalid_value")

@@ -5,6 +5,7 @@ not: decisions about when that happens (``engine/``) or answers to clients (``ht
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -20,7 +21,8 @@ from loomgate.wire.runs import Failure, MessageDetails, Run, Step, Usage
 from loomgate.wire.threads import MAX_MESSAGES, IncompleteMessage, Message
 
 _r, _s, _m, _t = tables.runs, tables.steps, tables.messages, tables.threads
-_key, _owner = sa.bindparam("key"), sa.bindparam("owner")
+_key: sa.BindParameter[Any] = sa.bindparam("key")
+_owner: sa.BindParameter[Any] = sa.bindparam("owner")
 
 _COLUMNS = (
     _r.c.id,

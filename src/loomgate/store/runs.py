@@ -25,7 +25,9 @@ from loomgate.wire.runs import Failure, Run, RunSpec, Step, StepToolCall, ToolCa
 from loomgate.wire.threads import Message, Thread
 
 _r, _s, _m, _t = tables.runs, tables.steps, tables.messages, tables.threads
-_key, _owner, _thread = sa.bindparam("key"), sa.bindparam("owner"), sa.bindparam("thread")
+_key: sa.BindParameter[Any] = sa.bindparam("key")
+_owner: sa.BindParameter[Any] = sa.bindparam("owner")
+_thread: sa.BindParameter[Any] = sa.bindparam("thread")
 
 _INSERT = Statement(sa.insert(_r))
 _HAS_USER = Statement(
@@ -523,8 +525,8 @@ class Runs:
     async def end(
         self, id: str, verb: RunVerb, *, fence: int | None = None, failure: Failure | None = None
     ) -> Ended | None:
-        """End a run with what is stored of it. With ``fence`` as its worker (`LeaseLost` if that is void), without it as
-        somebody who found it past its time. ``None`` when the run is gone or its status no longer allows ``verb``."""
+        """End a run with what is stored of it: with ``fence`` as its worker (`LeaseLost` if it is void), without it as
+        somebody who found it past its time. ``None`` when the run is gone or its status does not allow ``verb``."""
 
         async def work(tx: Tx) -> Ended | None:
             row = await rows.run_row(tx, id)

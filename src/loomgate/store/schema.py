@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apsw
-import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from loomgate.errors import StoreError
 from loomgate.store import tables
+from loomgate.store.database import connect
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 HEAD = "0001"  # the newest revision in migrations/versions (a test compares)
+_VERSIONED = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
 
 
 def prepare(path: Path) -> None:
@@ -30,10 +32,9 @@ def prepare(path: Path) -> None:
 def revision(path: Path) -> str | None:
     """The revision of the database at ``path``; ``None`` when it has no tables yet. Raises `StoreError`."""
     try:
-        connection = apsw.Connection(str(path))
+        connection = connect(path)
         try:
-            connection.set_busy_timeout(5_000)
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchall():
+            if not connection.execute(_VERSIONED).fetchall():
                 return None
             found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
             return str(found[0][0]) if found else None
@@ -55,17 +56,18 @@ def upgrade(path: Path) -> tuple[str | None, str]:
 
 def _create(path: Path) -> None:
     dialect = sqlite.dialect()
-    connection = apsw.Connection(str(path))
+    connection = connect(path)
     try:
-        connection.set_busy_timeout(5_000)
         connection.execute("PRAGMA journal_mode = WAL")
-        with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if not connection.execute(_VERSIONED).fetchall():  # nobody else made it meanwhile
             for table in tables.metadata.sorted_tables:
                 connection.execute(str(CreateTable(table).compile(dialect=dialect)))
                 for index in sorted(table.indexes, key=lambda index: str(index.name)):
                     connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
             connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
             connection.execute("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+        connection.execute("COMMIT")
     except apsw.Error as error:
         raise StoreError(f"cannot create the database {path}: {error}") from None
     finally:
@@ -73,8 +75,8 @@ def _create(path: Path) -> None:
 
 
 def _migrate(path: Path, before: str) -> None:
-    from alembic import command  # noqa: PLC0415 - half a second that only an upgrade needs
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic import command
+    from alembic.script import ScriptDirectory
 
     config = alembic_config(path)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -82,13 +84,13 @@ def _migrate(path: Path, before: str) -> None:
         raise StoreError(f"the database {path} was written by a newer version (revision {before}): use that version")
     try:
         command.upgrade(config, HEAD)
-    except sa.exc.SQLAlchemyError as error:
+    except SQLAlchemyError as error:
         raise StoreError(f"cannot upgrade the database {path}: {error}") from None
 
 
 def alembic_config(path: Path) -> "Config":
     """Alembic's configuration for the database at ``path``: the migrations ship inside the package."""
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

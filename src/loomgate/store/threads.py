@@ -22,7 +22,9 @@ from loomgate.wire.threads import Message, Thread, ThreadOptions
 
 _t, _tags, _m, _r, _s = tables.threads, tables.thread_tags, tables.messages, tables.runs, tables.steps
 _purges = tables.purges
-_key, _owner, _thread = sa.bindparam("key"), sa.bindparam("owner"), sa.bindparam("thread")
+_key: sa.BindParameter[Any] = sa.bindparam("key")
+_owner: sa.BindParameter[Any] = sa.bindparam("owner")
+_thread: sa.BindParameter[Any] = sa.bindparam("thread")
 
 _INSERT = Statement(sa.insert(_t))
 _BODY = Statement(sa.select(_t.c.body, _t.c.position).where(_t.c.id == _key, _t.c.workspace == _owner))
