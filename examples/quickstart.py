@@ -38,9 +38,7 @@ calls = run.required_action.submit_tool_outputs.tool_calls
 for call in calls:
     print("call:", call.function.name, call.function.arguments)
 outputs = [{"tool_call_id": call.id, "output": json.dumps({"celsius": 4})} for call in calls]
-run = client.beta.threads.runs.submit_tool_outputs_and_poll(
-    run_id=run.id, thread_id=thread.id, tool_outputs=outputs
-)
+run = client.beta.threads.runs.submit_tool_outputs_and_poll(run_id=run.id, thread_id=thread.id, tool_outputs=outputs)
 print(run.status, run.usage.total_tokens)
 
 # 3. What is stored: the newest message, and the runs of the thread.
