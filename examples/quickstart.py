@@ -26,7 +26,7 @@ with client.beta.threads.runs.stream(thread_id=thread.id, assistant_id=assistant
         print(text, end="", flush=True)
 print()
 
-# 2. A question that needs the function. The scripted model is told what to do by slash lines; a real one decides itself.
+# 2. A question that needs the function. Slash lines tell the scripted model what to do; a real one decides itself.
 client.beta.threads.messages.create(
     thread.id,
     role="user",

@@ -27,7 +27,7 @@ def test_the_quickstart_prints_what_the_readme_prints(server: object, tmp_path: 
     file.write_text(
         script.replace("http://127.0.0.1:8787", url).replace("not-needed-yet", server.key)  # type: ignore[attr-defined]
     )
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", str(file)],
         capture_output=True,
         text=True,
