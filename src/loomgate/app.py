@@ -95,6 +95,7 @@ def _provider(provider: Provider) -> ProviderConfig:
         base_url=provider.base_url or None,
         api_key=provider.api_key.reveal() or None,
         models=provider.models,
+        attempts=provider.max_attempts,
         timeouts=Timeouts(
             connect=provider.connect_seconds,
             first_byte=provider.first_byte_seconds,
