@@ -107,7 +107,6 @@ def test_every_field_has_its_place() -> None:
             },
             {
                 "role": "assistant",
-                "content": None,
                 "tool_calls": [
                     {
                         "id": "call_1",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from loomgate import clock
+from loomgate.engine import points
 from loomgate.engine.plan import CallModel, calls_tools
 from loomgate.errors import ProviderError
 from loomgate.store.rows import RunRow
@@ -123,9 +124,11 @@ class Turn:
             self._tell([events.text_delta(self._message.id, text, first=first, index=index)])
         else:
             self._tell([events.refusal_delta(self._message.id, text, index=index)])
+        points.reached("delta")
         if clock.now() - self._saved >= _CHECKPOINT_SECONDS:
             self._saved = clock.now()
             await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
+            points.reached("checkpointed")
 
     async def _open_message(self) -> None:
         now = clock.timestamp()
@@ -142,6 +145,7 @@ class Turn:
             commit.open_messages.append(message)
         self._drop_spares(commit, tools=True)
         applied = await self._runs.apply(self._row, commit)
+        points.reached("opened")
         self._step, self._message, self._saved = step, message, clock.now()
         body = applied.bodies[message.id]
         self._tell(
@@ -165,6 +169,7 @@ class Turn:
             call.pieces.append(chunk.arguments)
             index = self._index(chunk.index)
             self._tell([events.call_arguments(self._open_step.id, index, chunk.arguments)])
+            points.reached("delta")
 
     def _index(self, index: int) -> int:
         """Where the model's call ``index`` stands among the calls taken: 0, 1, … without gaps (SSE-22)."""
@@ -190,6 +195,7 @@ class Turn:
             commit.open_steps.append(step)
         self._drop_spares(commit, text=True)
         applied = await self._runs.apply(self._row, commit)
+        points.reached("opened" if closed_message is None else "switched")
         if closed_message is not None and closed_step is not None:
             self._said = True
             self._tell(self._closed(commit, applied.bodies))

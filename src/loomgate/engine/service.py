@@ -13,6 +13,7 @@ import msgspec
 
 from loomgate import clock
 from loomgate.bus import Bus, Subscription
+from loomgate.engine import points
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import Worker, WorkerSettings
 from loomgate.errors import LoomgateError
@@ -124,6 +125,7 @@ class Engine:
                 viewer.close()
                 self._bus.drop(run.id)
             raise
+        points.reached("created")
         told: list[bytes] = []
         if created.thread_body is not None:
             told.append(events.frame("thread.created", created.thread_body))
@@ -148,6 +150,7 @@ class Engine:
     async def cancel_run(self, workspace: str, thread_id: str, run_id: str) -> bytes:
         """Ask for the run's end; the answer says `cancelling` (RUN-51, RUN-54). Raises 404, 400."""
         ended = await self.store.runs.cancel(workspace, thread_id, run_id)
+        points.reached("cancelling")
         self._tell_changed([ended])
         return ended.body
 
@@ -163,6 +166,7 @@ class Engine:
             if viewer is not None:
                 viewer.close()
             raise
+        points.reached("submitted")
         self._bus.publish(run_id, submitted.events)
         self._bus.poke()
         return Started(submitted.body, viewer)

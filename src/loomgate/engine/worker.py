@@ -16,7 +16,7 @@ import msgspec
 
 from loomgate import clock
 from loomgate.bus import Bus
-from loomgate.engine import context, plan
+from loomgate.engine import context, plan, points
 from loomgate.engine.perform import Outcome, Turn, failure_of
 from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
 from loomgate.gateway import Gateway
@@ -165,6 +165,7 @@ class _Drive:
         )
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
+        points.reached("calling")
         turn = Turn(runs, self.row, self._run, move, self._tell)
         try:
             try:
@@ -194,6 +195,7 @@ class _Drive:
             while True:
                 chunk = await self._next(chunks)
                 if isinstance(chunk, chat.Finish):
+                    points.reached("answered")
                     return chunk
                 await turn.take(chunk)
 
@@ -235,6 +237,7 @@ class _Drive:
     def _settle(self, outcome: Outcome | None) -> bool:
         if outcome is None:
             raise LeaseLost(self.row.id)
+        points.reached("settled")
         self._run = outcome.run
         self._tell(outcome.events, settled=True)
         if outcome.promoted:
@@ -242,6 +245,7 @@ class _Drive:
         return True
 
     def _over(self, ended: Ended) -> None:
+        points.reached("ended")
         self._tell(ended.events, settled=True)
         if ended.promoted:
             self._worker.bus.poke()
@@ -323,6 +327,7 @@ class Worker:
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
+            points.reached("claimed")
             drive = _Drive(self, one)
             self._drives[one.row.id] = drive
             drive.task.add_done_callback(lambda _, id=one.row.id, drive=drive: self._let_go(id, drive))
