@@ -150,16 +150,8 @@ runs = sa.Table(
     _blob("body"),
     sa.Index(None, "thread_id", "position", unique=True),
     # Runs that wait for their turn in a thread whose rule is to enqueue.
-    sa.Index(
-        "ix_runs_waiting",
-        "thread_id",
-        "position",
-        sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-        postgresql_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-    ),
-    sa.Index(
-        "ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")
-    ),
+    sa.Index("ix_runs_waiting", "thread_id", "position", sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL")),
+    sa.Index("ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
 )
 
 steps = sa.Table(

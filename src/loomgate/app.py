@@ -1,0 +1,229 @@
+"""The composition root: settings in, a running server out. The only room that knows every class.
+
+What must live here: which object gets which, in what order they start and stop, and the process around them (sockets,
+signals, logs). What must not: decisions that belong to a room.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+
+from loomgate import clock
+from loomgate.bus import Bus
+from loomgate.engine.service import Engine
+from loomgate.engine.worker import WorkerSettings
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
+from loomgate.http.application import Application
+from loomgate.http.auth import Auth, is_loopback
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.transport import Timeouts
+from loomgate.settings import Provider, Settings
+from loomgate.store import Store, open_store
+from loomgate.wire.chat import Upstream
+
+log = logging.getLogger(__name__)
+
+_VENDORS = frozenset(name for name, vendor in CATALOGUE.items() if vendor.base_url is not None)
+
+
+def build(settings: Settings) -> Application:
+    """The ASGI application of ``settings``. Its lifespan opens the store and drives the engine.
+
+    What `loomgate.store.open_store` raises comes out of the lifespan.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None, None]:
+        async with running(application):
+            yield
+
+    application = Application(settings, lifespan)
+    return application
+
+
+@contextlib.asynccontextmanager
+async def running(application: Application, left: Callable[[], float] | None = None) -> AsyncGenerator[Store, None]:
+    """Everything behind ``application``, started; stopped in turn on leaving.
+
+    ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``).
+    Raises `StoreError`.
+    """
+    settings = application.settings
+    async with open_store(settings, exclusive=True) as store:
+        gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
+        bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        engine = Engine(
+            store,
+            gateway,
+            bus,
+            WorkerSettings(
+                concurrency=settings.worker_concurrency,
+                lease=settings.lease_seconds,
+                renew=settings.lease_renew_seconds,
+                poll=settings.poll_interval_seconds,
+                windows=settings.context_window,
+            ),
+        )
+        try:
+            await engine.start()
+            application.auth = Auth(store, settings, _VENDORS)
+            application.engine = engine
+            yield store
+        finally:
+            application.engine = None
+            await engine.close(settings.drain_seconds if left is None else left())
+            await gateway.close()
+
+
+def gateway_config(settings: Settings) -> GatewayConfig:
+    """The providers of ``settings`` as the gateway wants them."""
+    default = settings.default_provider
+    return GatewayConfig(
+        providers={name: _provider(provider) for name, provider in settings.providers.items()},
+        default=None if default is None else default.name,
+    )
+
+
+def _provider(provider: Provider) -> ProviderConfig:
+    return ProviderConfig(
+        vendor=provider.vendor,
+        base_url=provider.base_url or None,
+        api_key=provider.api_key.reveal() or None,
+        models=provider.models,
+        attempts=provider.max_attempts,
+        timeouts=Timeouts(
+            connect=provider.connect_seconds,
+            first_byte=provider.first_byte_seconds,
+            idle=provider.idle_seconds,
+            total=provider.total_seconds,
+        ),
+    )
+
+
+def _resolver(settings: Settings, store: Store) -> Any:
+    """What a virtual key or a sealed credential of a workspace stands for, for `Gateway`."""
+
+    async def resolve(upstream: Upstream, workspace: str) -> ResolvedKey | None:
+        if upstream.kind == "sealed":
+            secret = await store.credentials.get(workspace, upstream.credential or "")
+            return None if secret is None else ResolvedKey(provider=upstream.name, api_key=secret)
+        declared = settings.virtual_keys.get(upstream.name)
+        if declared is not None and declared.workspace == workspace:
+            key = declared.api_key
+            if not key and (provider := settings.providers.get(declared.provider)) is not None:
+                key = provider.api_key
+            return ResolvedKey(
+                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None
+            )
+        stored = await store.virtual_keys.get(workspace, upstream.name)
+        if stored is None:
+            return None
+        return ResolvedKey(provider=stored.provider, api_key=stored.secret, base_url=stored.base_url)
+
+    return resolve
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until SIGINT or SIGTERM; a second SIGINT does not wait. Returns the exit code.
+
+    Raises `OSError` when the address cannot be listened on, and `StoreError`.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # What uvicorn says of its own life is said here in one line.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    listening = listen(settings.host, settings.port)
+    loop_factory = None
+    if sys.platform != "win32":
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner, listening:
+        runner.run(_serve(settings, listening))
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on ``host`` (a name or an address) and ``port`` (0: a free one). Raises `OSError`."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(2048)  # now, and not when the server starts: a taken port is noticed here
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+async def _serve(settings: Settings, listening: socket.socket) -> None:
+    import uvicorn
+
+    application = build(settings)
+    stopping: float | None = None
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            # Not uvicorn's way: it raises the signal again as soon as the sockets are closed, before the engine is.
+            yield
+
+    def left() -> float:
+        spent = 0.0 if stopping is None else clock.monotonic() - stopping
+        return max(0.0, settings.drain_seconds - spent)
+
+    def stop() -> None:
+        nonlocal stopping
+        if stopping is None:
+            stopping = clock.monotonic()
+            server.should_exit = True
+        else:
+            server.force_exit = True
+
+    server = Server(uvicorn_config(application, drain_seconds=settings.drain_seconds))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    async with running(application, left) as store:
+        _announce(listening, keys_exist=await store.keys.exist())
+        await server.serve(sockets=[listening])
+
+
+def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
+    """How uvicorn carries ``application``: no access log, no trust in forwarded addresses, our own lifespan."""
+    import uvicorn
+
+    return uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=drain_seconds,  # pyright: ignore[reportArgumentType] - seconds, also parts of one
+    )
+
+
+def _announce(listening: socket.socket, *, keys_exist: bool) -> None:
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    line = f"loomgate listens on http://{shown}:{port}/v1"
+    if not keys_exist:
+        line += " (no API key yet: only this machine is answered; `loomgate keys create --name NAME` makes one"
+        line += ")" if is_loopback(host) else ", until then other machines get a 403)"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

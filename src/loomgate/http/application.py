@@ -1,0 +1,301 @@
+"""The ASGI application: from a matched route to an answer, with the headers that every answer has.
+
+What must live here: the order of checks (BEHAVIOUR HDR-08), error rendering (section 9), response headers (HDR-20 to
+HDR-22). What must not: anything about one resource. The hot path uses no request or response objects: `Call` is all.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.routing import Route, Router
+from starlette.types import Lifespan, Receive, Scope, Send
+
+from loomgate import clock
+from loomgate.engine.service import Engine
+from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.http import query
+from loomgate.http.auth import Auth, check_content_type
+from loomgate.http.call import Answer, Call, Handler, Streamed
+from loomgate.http.routes import PREFIXES, ROUTES, Dialect
+from loomgate.http.stream import send_stream
+from loomgate.settings import Settings
+from loomgate.wire.ids import new_request_id
+
+log = logging.getLogger(__name__)
+
+_JSON = (b"content-type", b"application/json")
+_VERSION = (b"openai-version", b"2020-10-01")
+_NOBODY = "unknown"  # the organization of an answer to a caller who is not known
+_RETRY_AFTER = "1"  # seconds, with a 503
+
+
+class _Left(Exception):
+    """The client went away before its request was read."""
+
+
+class Application:
+    """Routes requests to handlers. ``engine`` and ``auth`` are put in before the first request and after start-up."""
+
+    def __init__(self, settings: Settings, running: Lifespan[Any]) -> None:
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.auth: Auth | None = None
+        routes = [
+            Route(prefix + path, _Endpoint(self, dialect, methods))
+            for prefix, dialect in PREFIXES
+            for path, methods in _by_path().items()
+        ]
+        routes.append(Route("/healthz", _Health(self, ready=False)))
+        routes.append(Route("/readyz", _Health(self, ready=True)))
+        nowhere = _Endpoint(self, "openai", None)
+        self._router = Router(routes, redirect_slashes=False, default=nowhere, lifespan=running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        await self._router.app(scope, receive, send)
+
+
+def _by_path() -> dict[str, dict[str, Handler]]:
+    found: dict[str, dict[str, Handler]] = {}
+    for row in ROUTES:
+        found.setdefault(row.path, {})[row.method] = row.handler
+    return found
+
+
+class _Endpoint:
+    """One path: its handlers by method; ``methods`` is ``None`` for every path that does not exist."""
+
+    def __init__(self, application: Application, dialect: Dialect, methods: dict[str, Handler] | None) -> None:
+        self._application = application
+        self._dialect: Dialect = dialect
+        self._methods = methods
+        verbs = {*(methods or {}), "OPTIONS"} | ({"HEAD"} if methods and "GET" in methods else set[str]())
+        self._allow = ", ".join(sorted(verbs))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: answer one request, whatever happens."""
+        reply = _Reply(send)
+        try:
+            answer = await self._answer(scope, receive, reply)
+            if isinstance(answer, Streamed):
+                if scope["method"] == "HEAD":
+                    answer.subscription.close()
+                    answer = Answer(b"")
+                else:
+                    keep_alive = self._application.settings.stream_keepalive_seconds
+                    await send_stream(answer, reply.head(), receive, send, keep_alive)
+                    return
+        except ApiError as error:
+            answer = _rendered(error)
+        except StoreError:
+            log.exception("request %s: the store cannot be used", reply.request_id)
+            answer = _rendered(_overloaded())
+        except _Left:
+            return
+        except Exception:
+            log.exception("request %s failed", reply.request_id)
+            if reply.streaming:
+                raise
+            answer = _rendered(_server_error(reply.request_id))
+        await reply.send(answer)
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> Answer | Streamed:
+        application = self._application
+        method: str = scope["method"]
+        if self._methods is None:
+            # The path as it was sent, shortened: it is the client's own text in a JSON string.
+            raise ApiError(404, f"Invalid URL ({method} {scope['path'][:300]})")
+        if method == "OPTIONS":
+            return Answer(b"", 204, [(b"allow", self._allow.encode())])
+        handler = self._methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise ApiError(
+                405,
+                f"Method {method[:20]} is not allowed for {scope['path'][:300]}. Expected one of: {self._allow}.",
+                headers={"allow": self._allow},
+            )
+        engine, auth = application.engine, application.auth
+        if engine is None or auth is None:
+            raise _overloaded()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        trace = headers.get(b"x-portkey-trace-id")
+        if trace is not None:
+            reply.extra.append((b"x-portkey-trace-id", trace))
+        caller = await auth.caller(scope, headers, azure=self._dialect != "openai")
+        reply.organization = caller.workspace
+        raw_query: bytes = scope["query_string"]
+        _check_version(self._dialect, headers, scope, raw_query)
+        body = b""
+        if method == "POST":
+            body = await _read(receive, headers, application.settings.max_body_bytes)
+            if caller.keyless and body:
+                check_content_type(headers)
+        call = Call(engine, application.settings, caller, scope["path_params"], raw_query, headers, body)
+        return await handler(call)
+
+
+class _Reply:
+    """The answer to one request: what all answers share, and whether it has begun."""
+
+    __slots__ = ("_send", "_started", "extra", "organization", "request_id", "streaming")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started = clock.monotonic()
+        self.request_id = new_request_id()
+        self.organization = _NOBODY
+        self.extra: list[tuple[bytes, bytes]] = []
+        self.streaming = False
+
+    def head(self) -> list[tuple[bytes, bytes]]:
+        """HDR-20, HDR-21."""
+        self.streaming = True
+        return [
+            (b"x-request-id", self.request_id.encode()),
+            _VERSION,
+            (b"openai-processing-ms", b"%d" % ((clock.monotonic() - self._started) * 1000)),
+            (b"openai-organization", self.organization.encode()),
+            *self.extra,
+        ]
+
+    async def send(self, answer: Answer) -> None:
+        """Send a whole answer."""
+        head = self.head()
+        if answer.status != 204:
+            head.append(_JSON)
+            head.append((b"content-length", b"%d" % len(answer.body)))
+        head += answer.headers
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": head})
+        await self._send({"type": "http.response.body", "body": answer.body})
+
+
+class _Health:
+    """``/healthz``: the process answers. ``/readyz``: it can also use its store. Neither asks who is calling."""
+
+    def __init__(self, application: Application, *, ready: bool) -> None:
+        self._application = application
+        self._ready = ready
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """ASGI."""
+        answer = Answer(b'{"status":"ok"}')
+        if scope["method"] not in ("GET", "HEAD"):
+            allow = "GET, HEAD"
+            answer = _rendered(
+                ApiError(
+                    405,
+                    f"Method {scope['method'][:20]} is not allowed here. Expected one of: {allow}.",
+                    headers={"allow": allow},
+                )
+            )
+        elif self._ready and not await self._usable():
+            answer = _rendered(_overloaded())
+        await _Reply(send).send(answer)
+
+    async def _usable(self) -> bool:
+        engine = self._application.engine
+        if engine is None:
+            return False
+        try:
+            await engine.store.keys.exist()
+        except Exception:
+            log.exception("not ready: the store cannot be used")
+            return False
+        return True
+
+
+# --- checks before the handler ---------------------------------------------------------------------------------------
+
+
+def _check_version(dialect: Dialect, headers: Mapping[bytes, bytes], scope: Scope, raw_query: bytes) -> None:
+    """The beta header on ``/v1`` (HDR-01, -02, -05), ``api-version`` on ``/openai``."""
+    given = headers.get(b"openai-beta")
+    if given == b"assistants=v2":
+        items = [given]
+    else:
+        # A header may come in several lines, each with several items; Portkey has a name of its own for it (RH-19).
+        names = (b"openai-beta", b"x-portkey-openai-beta")
+        items = [item.strip() for name, value in scope["headers"] if name in names for item in value.split(b",")]
+    if b"assistants=v2" not in items and (dialect == "openai" or b"assistants=v1" in items):
+        if b"assistants=v1" in items:
+            message = "The v1 Assistants API has been deprecated."
+        else:
+            message = "You must provide the 'OpenAI-Beta' header to access the Assistants API."
+        raise bad_request(
+            f"{message} Please try again by setting the header 'OpenAI-Beta: assistants=v2'.", code="invalid_beta"
+        )
+    if dialect == "azure" and not dict(query.pairs(raw_query)).get("api-version"):
+        raise bad_request(
+            "Missing required query parameter: 'api-version'. Expected for instance api-version=2024-05-01-preview.",
+            "api-version",
+            "missing_required_parameter",
+        )
+
+
+async def _read(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    """The whole body. Raises a 413 `ApiError` as soon as it is known to be larger than ``limit`` bytes."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise _Left
+    if not message.get("more_body", False) and len(body) <= limit:
+        return body
+    pieces = [body]
+    size = len(body)
+    while message.get("more_body", False) and size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Left
+        piece: bytes = message.get("body", b"")
+        pieces.append(piece)
+        size += len(piece)
+    if size > limit:
+        raise _too_large(limit)
+    return b"".join(pieces)
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def _too_large(limit: int) -> ApiError:
+    """ERR-40. The connection ends with it: what was not read of the body is still on its way."""
+    return ApiError(
+        413,
+        f"The request body is too large. Expected at most {limit} bytes.",
+        headers={"connection": "close"},
+    )
+
+
+def _overloaded() -> ApiError:
+    """ERR-61."""
+    return ApiError(
+        503,
+        "The engine is currently overloaded, please try again later",
+        type="server_error",
+        headers={"retry-after": _RETRY_AFTER},
+    )
+
+
+def _server_error(request_id: str) -> ApiError:
+    """ERR-60, ERR-71."""
+    return ApiError(
+        500,
+        "The server had an error processing your request. Sorry about that! You can retry your request, or contact the "
+        f"operator of this server if it happens again. (Please include the request ID {request_id}.)",
+        type="server_error",
+    )
+
+
+def _rendered(error: ApiError) -> Answer:
+    """ERR-01."""
+    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    return Answer(msgspec.json.encode({"error": inner}), error.status, headers)

@@ -1,0 +1,60 @@
+"""Bodies in: JSON to a request type, or the 400 that names what is wrong with it.
+
+`decode` is the hot path. A body that it refuses is looked at a second time, by `loomgate.http.refusal`, which finds
+the first mistake in the words of BEHAVIOUR section 8. What types cannot say is in `loomgate.http.checks`.
+"""
+
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from loomgate.errors import ApiError, bad_request
+from loomgate.http import refusal
+
+T = TypeVar("T")
+
+# Numbers too large for a float must not hide a clearer mistake elsewhere: the second look reads them as infinite.
+_raw = msgspec.json.Decoder(float_hook=float)
+
+
+@cache
+def _decoder(type: type[Any]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(type)
+
+
+def decode(body: bytes, type: type[T]) -> T:
+    """``body`` as ``type``; an empty body is an empty object (BEHAVIOUR CONV-07).
+
+    Raises a 400 `ApiError`: CONV-10 for what is not JSON (UTF-8, no NaN, no lone surrogates, no absurd nesting),
+    else the first violation of ``type``. Of a key that is given twice, the last value counts.
+    """
+    if not body or body.isspace():
+        body = b"{}"
+    try:
+        return _decoder(type).decode(body)
+    except msgspec.ValidationError as error:
+        raise _refused(body, type, error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(error) from None
+
+
+def _not_json(error: Exception) -> ApiError:
+    match error:
+        case RecursionError():
+            why = "it is nested too deeply"
+        case UnicodeDecodeError():
+            why = "it is not UTF-8"
+        case _:
+            why = str(error)
+    return bad_request(f"We could not parse the JSON body of your request. Expected a JSON object: {why}.")
+
+
+def _refused(body: bytes, type: type[Any], error: msgspec.ValidationError) -> ApiError:
+    try:
+        value = _raw.decode(body)
+    except msgspec.ValidationError:  # an integer of thousands of digits
+        return bad_request(f"Invalid body: {error}.", code="invalid_value")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
+        return _not_json(malformed)
+    return refusal.find(type, value) or bad_request(f"Invalid body: {error}.", code="invalid_value")

@@ -1,0 +1,57 @@
+"""The route table: every path and method of the API, on one page (BEHAVIOUR CONV-01).
+
+Paths are relative to a prefix of `PREFIXES`. The order counts: ``/threads/runs`` comes before ``/threads/{thread_id}``.
+"""
+
+from typing import Literal, NamedTuple
+
+from loomgate.http import assistants, runs, threads
+from loomgate.http.call import Handler
+
+Method = Literal["GET", "POST", "DELETE"]
+# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1: neither (Azure's newer form).
+Dialect = Literal["openai", "azure", "azure-v1"]
+
+
+class Row(NamedTuple):
+    """One operation; ``extension`` marks what OpenAI's API does not have (docs/extensions.md)."""
+
+    method: Method
+    path: str
+    handler: Handler
+    extension: bool = False
+
+
+PREFIXES: list[tuple[str, Dialect]] = [("/v1", "openai"), ("/openai/v1", "azure-v1"), ("/openai", "azure")]
+
+_THREAD = "/threads/{thread_id}"
+_MESSAGE = _THREAD + "/messages/{message_id}"
+_RUN = _THREAD + "/runs/{run_id}"
+
+ROUTES: list[Row] = [
+    Row("GET", "/assistants", assistants.page),
+    Row("POST", "/assistants", assistants.create),
+    Row("GET", "/assistants/{assistant_id}", assistants.get),
+    Row("POST", "/assistants/{assistant_id}", assistants.modify),
+    Row("DELETE", "/assistants/{assistant_id}", assistants.delete),
+    Row("POST", "/threads/runs", runs.create_with_thread),
+    Row("GET", "/threads", threads.page, extension=True),
+    Row("POST", "/threads", threads.create),
+    Row("GET", _THREAD, threads.get),
+    Row("POST", _THREAD, threads.modify),
+    Row("DELETE", _THREAD, threads.delete),
+    Row("GET", _THREAD + "/messages", threads.page_messages),
+    Row("POST", _THREAD + "/messages", threads.create_message),
+    Row("GET", _MESSAGE, threads.get_message),
+    Row("POST", _MESSAGE, threads.modify_message),
+    Row("DELETE", _MESSAGE, threads.delete_message),
+    Row("GET", _THREAD + "/runs", runs.page),
+    Row("POST", _THREAD + "/runs", runs.create),
+    Row("GET", _RUN, runs.get),
+    Row("POST", _RUN, runs.modify),
+    Row("POST", _RUN + "/cancel", runs.cancel),
+    Row("POST", _RUN + "/submit_tool_outputs", runs.submit_tool_outputs),
+    Row("GET", _RUN + "/stream", runs.stream, extension=True),
+    Row("GET", _RUN + "/steps", runs.page_steps),
+    Row("GET", _RUN + "/steps/{step_id}", runs.get_step),
+]
