@@ -188,13 +188,7 @@ deliveries = sa.Table(
     _integer("ended_at", nullable=True),
     _text("outcome", nullable=True),
     _blob("payload"),  # emptied when it was delivered
-    sa.Index(
-        "ix_deliveries_due",
-        "endpoint",
-        "due",
-        sqlite_where=sa.text("due IS NOT NULL"),
-        postgresql_where=sa.text("due IS NOT NULL"),
-    ),
+    sa.Index("ix_deliveries_due", "endpoint", "due", sqlite_where=sa.text("due IS NOT NULL")),
     sa.Index(
         "ix_deliveries_owed",
         "endpoint",
@@ -202,7 +196,6 @@ deliveries = sa.Table(
         "position",
         unique=True,
         sqlite_where=sa.text("ended_at IS NULL"),
-        postgresql_where=sa.text("ended_at IS NULL"),
     ),
-    sa.Index(None, "ended_at"),
+    sa.Index("ix_deliveries_ended_at", "ended_at", sqlite_where=sa.text("ended_at IS NOT NULL")),
 )
