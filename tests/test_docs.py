@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.server import Server
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -20,12 +22,11 @@ def anonymous(text: str) -> str:
     return re.sub(r"run_[A-Za-z0-9]{24}", "run_ID", text)
 
 
-def test_the_quickstart_prints_what_the_readme_prints(server: object, tmp_path: Path) -> None:
+def test_the_quickstart_prints_what_the_readme_prints(server: Server, tmp_path: Path) -> None:
     script, printed = blocks(ROOT / "README.md", "python")[0], blocks(ROOT / "README.md", "text")[0]
-    url: str = server.url  # type: ignore[attr-defined]
     file = tmp_path / "quickstart.py"
     file.write_text(
-        script.replace("http://127.0.0.1:8787", url).replace("not-needed-yet", server.key)  # type: ignore[attr-defined]
+        script.replace("http://127.0.0.1:8787", server.url).replace("not-needed-yet", server.new_key("docs"))
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", str(file)],
