@@ -61,7 +61,7 @@ class Statement:
         """The SQL text for SQLite and the values of its literal parameters."""
         if self._sql is None:
             compiled = self._expression.compile(dialect=_SQLITE)
-            self._defaults = {k: v for k, v in (compiled.params or {}).items() if v is not None}
+            self._defaults = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
             self._sql = str(compiled)
         return self._sql, self._defaults
 

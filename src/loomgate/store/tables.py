@@ -140,7 +140,7 @@ runs = sa.Table(
     _text("status"),
     _integer("expires_at"),  # kept when the body's becomes null
     # The thread lock: the thread's id while this run holds it, else null. Unique, so two runs cannot hold one.
-    sa.Column("holds", sa.Text, unique=True),
+    _text("holds", nullable=True),
     # When the run next needs a worker, in milliseconds: now (queued), at the end of a lease (leased), at
     # expires_at (waiting for the client or for its turn), never (null: terminal). The table is the queue.
     _integer("due", nullable=True),
@@ -149,17 +149,11 @@ runs = sa.Table(
     _blob("spec"),
     _blob("body"),
     sa.Index(None, "thread_id", "position", unique=True),
+    # Partial: else SQLite would look through all runs that hold nothing for one that waits.
+    sa.Index("uq_runs_holds", "holds", unique=True, sqlite_where=sa.text("holds IS NOT NULL")),
     # Runs that wait for their turn in a thread whose rule is to enqueue.
-    sa.Index(
-        "ix_runs_waiting",
-        "thread_id",
-        "position",
-        sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-        postgresql_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-    ),
-    sa.Index(
-        "ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")
-    ),
+    sa.Index("ix_runs_waiting", "thread_id", "position", sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL")),
+    sa.Index("ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
 )
 
 steps = sa.Table(
