@@ -37,16 +37,18 @@ def place(server: Server) -> tuple[Client, dict[str, str]]:
     "LIM-52", "LIM-53", "LIM-54", "LIM-55", "LIM-56", "LIM-57", "LIM-58", "LIM-59", "RUN-17", "RUN-88", "V1-02",
 )  # fmt: skip
 @pytest.mark.parametrize("operation", _BASES)
-def test_every_violation_of_the_schema_is_refused_by_name(
-    operation: str, place: tuple[Client, dict[str, str]]
-) -> None:
+def test_every_violation_of_the_schema_is_refused_by_name(operation: str, place: tuple[Client, dict[str, str]]) -> None:
     client, ids = place
     path, base = _BASES[operation]
     filled = {key: value.format(**ids) for key, value in base.items()}
     wrong: list[str] = []
     for row in invalid.invalid_bodies(operation, filled):
         response = client.raw("POST", "/v1" + path.format(**ids), json.dumps(row.body).encode())
-        found = (response.status, response.json.get("error", {}).get("param"), response.json.get("error", {}).get("code"))
+        found = (
+            response.status,
+            response.json.get("error", {}).get("param"),
+            response.json.get("error", {}).get("code"),
+        )
         expected = (400, row.param, row.code)
         if row.features and response.status in (400, 404):
             continue
@@ -116,8 +118,10 @@ def test_free_form_json_survives_or_is_refused(client: Client, body: bytes, stat
     made = client.raw("POST", "/v1/assistants", body % json.dumps(kept).encode())
     assert made.status == status
     assert client.get("/assistants/" + made.json["id"]) == made.json
-    inner = made.json["tools"][0]["function"]["parameters"] if made.json["tools"] else (
-        made.json["response_format"]["json_schema"]["schema"]
+    inner = (
+        made.json["tools"][0]["function"]["parameters"]
+        if made.json["tools"]
+        else (made.json["response_format"]["json_schema"]["schema"])
     )
     assert inner == kept
     for bad in (json.dumps(_TOO_DEEP).encode(), b'{"a":1%b}' % (b"0" * 5000), b'{"a":1e999}'):
