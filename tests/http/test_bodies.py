@@ -190,8 +190,9 @@ def test_an_assistant_may_have_128_tools_and_a_run_too(client: Client) -> None:
     )
     assistant = client.assistant(tools=tools[:128])
     assert len(assistant["tools"]) == 128
-    run = client.post("/threads/runs", {"assistant_id": assistant["id"], "instructions": "Go."})
-    assert len(run["tools"]) == 128
+    body = json.dumps({"assistant_id": assistant["id"], "instructions": "Go."}).encode()
+    run = client.raw("POST", "/v1/threads/runs", body, check=False)  # the description knows 20 only (DEV-14)
+    assert len(run.json["tools"]) == 128
 
 
 @pytest.mark.behaviour("LIM-55", "LIM-08", "LIM-09")
@@ -231,7 +232,7 @@ def test_number_bounds_are_inclusive(client: Client, field: str, value: int) -> 
             "reasoning_effort",
             "invalid_value",
             "Invalid value: 'huge'. Supported values are: "
-            "'none', 'minimal', 'low', 'medium', 'high', 'xhigh', and 'max'.",
+            "'high', 'low', 'max', 'medium', 'minimal', 'none', and 'xhigh'.",
         ),
         (
             {"model": "m", "tools": [{"type": "retrieval"}]},
