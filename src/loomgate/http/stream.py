@@ -68,12 +68,15 @@ async def _pump(streamed: Streamed, send: Send, keep_alive: float) -> None:
             await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
             continue
         pieces: list[bytes] = []
-        event = b""
         # What is there already goes out together: one write instead of several, and no event waits.
-        while found is not None and len(pieces) < _TOGETHER:
+        while True:
             id, event = found
             pieces.append(with_id(id, event) if with_ids else event)
-            found = None if event == DONE else subscription.ready()
+            if event == DONE or len(pieces) == _TOGETHER:
+                break  # before the next one is taken: what is taken has to be sent
+            found = subscription.ready()
+            if found is None:
+                break
         await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
         if event == DONE:
             break
