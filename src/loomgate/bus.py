@@ -81,7 +81,9 @@ class Subscription:
             return found
         self._woken.clear()
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout)
+            # Not wait_for: on Python 3.11 it loses a cancellation that comes together with the event.
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
         except TimeoutError:
             return None
         return self.ready()
