@@ -13,7 +13,13 @@ from loomgate.http.routes import ROUTES
 from tests.support import openapi
 from tests.support.server import BETA, Client, Server
 
-_IDS = {"assistant_id": "asst_x", "thread_id": "thread_x", "message_id": "msg_x", "run_id": "run_x", "step_id": "step_x"}
+_IDS = {
+    "assistant_id": "asst_x",
+    "thread_id": "thread_x",
+    "message_id": "msg_x",
+    "run_id": "run_x",
+    "step_id": "step_x",
+}
 
 
 @pytest.mark.behaviour("CONV-01")
@@ -107,7 +113,9 @@ def test_headers_of_every_answer(server: Server) -> None:
 
 
 @pytest.mark.behaviour("CONV-12")
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/nowhere", "/v1/threads/", "/v2/threads", "/v1/threads/a%2Fb/x"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/", "/v1/nowhere", "/v1/threads/", "/v2/threads", "/v1/threads/a%2Fb/x"]
+)
 def test_unknown_urls(client: Client, path: str) -> None:
     response = client.raw("GET", path)
     assert response.status == 404

@@ -197,5 +197,9 @@ def test_tool_outputs_that_are_refused(body: dict[str, Any], param: str, code: s
 
 @pytest.mark.behaviour("RUN-67", "RUN-69")
 def test_tool_outputs_that_just_fit() -> None:
-    outputs = [{"tool_call_id": "a", "output": "é" * 262_144}, {"tool_call_id": "b"}, {"tool_call_id": "c", "output": None}]
+    outputs = [
+        {"tool_call_id": "a", "output": "é" * 262_144},
+        {"tool_call_id": "b"},
+        {"tool_call_id": "c", "output": None},
+    ]
     checks.outputs(decode(msgspec.json.encode({"tool_outputs": outputs}), SubmitToolOutputs))
