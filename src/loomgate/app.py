@@ -16,6 +16,7 @@ from typing import Any
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine.service import Engine
+from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
 from loomgate.http.application import Application
@@ -57,6 +58,7 @@ async def running(application: Application, left: Callable[[], float] | None = N
     async with open_store(settings, exclusive=True) as store:
         gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
             gateway,
@@ -68,6 +70,7 @@ async def running(application: Application, left: Callable[[], float] | None = N
                 poll=settings.poll_interval_seconds,
                 windows=settings.context_window,
             ),
+            webhooks,
         )
         try:
             await engine.start()

@@ -190,7 +190,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 600.0
     stream_retention_bytes: Annotated[
         int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
-    ] = 64 * 1024 * 1024
+    ] = 16 * 1024 * 1024
     drain_seconds: Annotated[
         float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
     ] = 10.0

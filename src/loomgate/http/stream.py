@@ -14,6 +14,8 @@ from loomgate.wire.events import DONE, KEEP_ALIVE, error_event, with_id
 
 log = logging.getLogger(__name__)
 
+_TOGETHER = 64  # events in one write, at the most
+
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -65,9 +67,17 @@ async def _pump(streamed: Streamed, send: Send, keep_alive: float) -> None:
         if found is None:
             await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
             continue
-        id, event = found
-        body = with_id(id, event) if with_ids else event
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+        pieces: list[bytes] = []
+        # What is there already goes out together: one write instead of several, and no event waits.
+        while True:
+            id, event = found
+            pieces.append(with_id(id, event) if with_ids else event)
+            if event == DONE or len(pieces) == _TOGETHER:
+                break  # before the next one is taken: what is taken has to be sent
+            found = subscription.ready()
+            if found is None:
+                break
+        await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
         if event == DONE:
             break
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -61,7 +61,8 @@ class Statement:
         """The SQL text for SQLite and the values of its literal parameters."""
         if self._sql is None:
             compiled = self._expression.compile(dialect=_SQLITE)
-            self._defaults = {k: v for k, v in (compiled.params or {}).items() if v is not None}
+            binds = cast("dict[str, sa.BindParameter[Any]]", getattr(compiled, "binds"))  # noqa: B009 - not in the stubs
+            self._defaults = {name: bind.value for name, bind in binds.items() if not bind.required}
             self._sql = str(compiled)
         return self._sql, self._defaults
 

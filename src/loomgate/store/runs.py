@@ -252,7 +252,8 @@ class Runs:
                 spec=encode(spec),
                 body=body,
             )
-            await self._outbox.record(tx, workspace, run.id, f"thread.run.{run.status}", body)
+            for name in ("created", run.status):  # two events, as in a stream
+                await self._outbox.record(tx, workspace, run.id, f"thread.run.{name}", body)
             return Created(body, meeting.changed, meeting.waits, thread_body)
 
         return await self._db.write(work)

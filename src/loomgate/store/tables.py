@@ -140,7 +140,7 @@ runs = sa.Table(
     _text("status"),
     _integer("expires_at"),  # kept when the body's becomes null
     # The thread lock: the thread's id while this run holds it, else null. Unique, so two runs cannot hold one.
-    sa.Column("holds", sa.Text, unique=True),
+    _text("holds", nullable=True),
     # When the run next needs a worker, in milliseconds: now (queued), at the end of a lease (leased), at
     # expires_at (waiting for the client or for its turn), never (null: terminal). The table is the queue.
     _integer("due", nullable=True),
@@ -149,17 +149,11 @@ runs = sa.Table(
     _blob("spec"),
     _blob("body"),
     sa.Index(None, "thread_id", "position", unique=True),
+    # Partial: else SQLite would look through all runs that hold nothing for one that waits.
+    sa.Index("uq_runs_holds", "holds", unique=True, sqlite_where=sa.text("holds IS NOT NULL")),
     # Runs that wait for their turn in a thread whose rule is to enqueue.
-    sa.Index(
-        "ix_runs_waiting",
-        "thread_id",
-        "position",
-        sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-        postgresql_where=sa.text("holds IS NULL AND due IS NOT NULL"),
-    ),
-    sa.Index(
-        "ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL"), postgresql_where=sa.text("due IS NOT NULL")
-    ),
+    sa.Index("ix_runs_waiting", "thread_id", "position", sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL")),
+    sa.Index("ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
 )
 
 steps = sa.Table(
@@ -179,6 +173,8 @@ steps = sa.Table(
 )
 
 # Webhook calls still to be made: written with the status change they tell of, so none is lost or invented.
+# ``position`` orders the events of one run for one endpoint; ``due`` (milliseconds) is null while an earlier one of
+# these is not over, and again when this one is, which is what ``ended_at`` says.
 deliveries = sa.Table(
     "deliveries",
     metadata,
@@ -187,10 +183,19 @@ deliveries = sa.Table(
     _text("run_id"),
     _integer("position"),
     _counter("attempts"),
-    _integer("due", nullable=True),  # milliseconds; null when delivered or given up
+    _integer("created_at"),
+    _integer("due", nullable=True),
     _integer("ended_at", nullable=True),
     _text("outcome", nullable=True),
-    _blob("payload"),
-    sa.Index("ix_deliveries_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
-    sa.Index(None, "ended_at"),
+    _blob("payload"),  # emptied when it was delivered
+    sa.Index("ix_deliveries_due", "endpoint", "due", sqlite_where=sa.text("due IS NOT NULL")),
+    sa.Index(
+        "ix_deliveries_owed",
+        "endpoint",
+        "run_id",
+        "position",
+        unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"),
+    ),
+    sa.Index("ix_deliveries_ended_at", "ended_at", sqlite_where=sa.text("ended_at IS NOT NULL")),
 )
