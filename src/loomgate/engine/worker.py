@@ -272,6 +272,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._freed = asyncio.Event()
+        self._renewed = clock.now()
         bus.listeners.append(self._look_at)
 
     def start(self) -> None:
@@ -300,6 +301,14 @@ class Worker:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
+    async def end_overdue(self, run_id: str) -> None:
+        """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that
+        are not stored yet. Whoever calls this ends the run itself if that did not happen soon."""
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+            await asyncio.wait([drive.task], timeout=_TICK)
+
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
         if drive is not None:
@@ -324,6 +333,8 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
+        if clock.now() - self._renewed >= self.settings.lease:
+            await self._renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
@@ -344,22 +355,25 @@ class Worker:
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""
-        renewed = clock.now()
         while True:
             deadlines = [drive.row.expires_at for drive in self._drives.values()]
-            wait = min([_TICK, renewed + self.settings.renew - clock.now(), *(d - clock.now() for d in deadlines)])
+            renewal = self._renewed + self.settings.renew
+            wait = min([_TICK, renewal - clock.now(), *(deadline - clock.now() for deadline in deadlines)])
             await clock.sleep(max(wait, 0.01))
             now = clock.now()
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
-            if now - renewed < self.settings.renew:
-                continue
-            renewed = now
-            held = {drive.row.id: drive for drive in self._drives.values()}
-            try:
-                pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
-                for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
-                    held[lost].interrupt("lost")
-            except LoomgateError:
-                log.exception("renewing the leases failed; trying again")
+            if now - self._renewed >= self.settings.renew:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        """Renew the leases held here; a drive whose fencing token is void is told so."""
+        self._renewed = clock.now()
+        held = {drive.row.id: drive for drive in self._drives.values()}
+        try:
+            pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
+            for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
+                held[lost].interrupt("lost")
+        except LoomgateError:
+            log.exception("renewing the leases failed; trying again")
