@@ -111,7 +111,9 @@ def test_a_message_that_races_a_run(client: Client) -> None:
     for _ in range(10):
         thread = client.thread("/call f")["id"]
         message = (f"/threads/{thread}/messages", {"role": "user", "content": '/call f "late"'})
-        (added, said), (created, run) = _many(client, [message, (f"/threads/{thread}/runs", {"assistant_id": assistant})])
+        (added, said), (created, run) = _many(
+            client, [message, (f"/threads/{thread}/runs", {"assistant_id": assistant})]
+        )
         assert created == 200
         found = thread_messages(client, run)
         if added == 200:

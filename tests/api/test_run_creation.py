@@ -253,7 +253,10 @@ def test_the_assistant_has_to_exist(client: Client, url: str) -> None:
 @pytest.mark.behaviour("RUN-16")
 def test_the_model_has_to_exist(client: Client) -> None:
     assistant = client.assistant(model="no-such-model")
-    for given in ({"assistant_id": assistant["id"]}, {"assistant_id": client.assistant()["id"], "model": "no-such-model"}):
+    for given in (
+        {"assistant_id": assistant["id"]},
+        {"assistant_id": client.assistant()["id"], "model": "no-such-model"},
+    ):
         refused = client.post(f"/threads/{client.thread('Hello')['id']}/runs", given, status=400)
         assert refused["message"].startswith("The model 'no-such-model' does not exist")
         assert (refused["param"], refused["code"]) == ("model", "model_not_found")
@@ -291,7 +294,11 @@ def test_truncation_strategies(client: Client, given: dict[str, Any], param: str
     assert refused["param"] == param
     if code is not None:
         assert refused["code"] == code
-    for right in ({"type": "auto"}, {"type": "auto", "last_messages": None}, {"type": "last_messages", "last_messages": 1}):
+    for right in (
+        {"type": "auto"},
+        {"type": "auto", "last_messages": None},
+        {"type": "last_messages", "last_messages": 1},
+    ):
         run = start(client, "Hello", truncation_strategy=right)
         assert run["truncation_strategy"] == {"last_messages": None, **right}
 
@@ -453,4 +460,3 @@ def test_what_the_model_is_asked_for_beside_words(standin: Client, endpoint: Mod
     assert body["tools"] == [{"type": "function", "function": tool}]
     assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}]
     assert body["stream"] is True
-

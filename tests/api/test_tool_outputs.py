@@ -63,7 +63,8 @@ def test_arguments_are_the_models_own_text(standin: Client, endpoint: ModelEndpo
     text = '{"half": '
     call = {"id": "their-id", "type": "function", "function": {"name": "f", "arguments": text}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    endpoint.faults.append(Fault(status=200, body={"choices": [{"index": 0, "message": message}]}))
+    whole = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    endpoint.faults.append(Fault(status=200, body=whole))
     run = waiting(standin, "Hello", model="stand-in")
     (found,) = calls(run)
     assert found["function"] == {"name": "f", "arguments": text}

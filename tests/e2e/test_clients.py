@@ -54,9 +54,7 @@ def plain(place: Place) -> Any:
 
 
 def azure(place: Place) -> Any:
-    return AzureOpenAI(
-        azure_endpoint=place.url, api_key=place.key, api_version="2024-05-01-preview", max_retries=0
-    )
+    return AzureOpenAI(azure_endpoint=place.url, api_key=place.key, api_version="2024-05-01-preview", max_retries=0)
 
 
 def portkey(place: Place) -> Any:

@@ -8,8 +8,8 @@ import pytest
 from loomgate import clock
 from loomgate.settings import Provider
 from tests.support import sse
-from tests.support.eventually import eventually
 from tests.support.background import Background
+from tests.support.eventually import eventually
 from tests.support.server import Client, Server, serving
 from tests.support.upstream import Fault, ModelEndpoint
 from tests.support.viewer import Viewer, ask, path_of, streamed
@@ -27,9 +27,7 @@ TOOLS = [*STEP_OPEN, "thread.run.step.delta"]
 def submit(client: Client, run: dict[str, Any], *outputs: str) -> Viewer:
     calls = run["required_action"]["submit_tool_outputs"]["tool_calls"]
     answers = [{"tool_call_id": call["id"], "output": out} for call, out in zip(calls, outputs, strict=True)]
-    return Viewer(
-        client, "POST", path_of(run) + "/submit_tool_outputs", {"tool_outputs": answers, "stream": True}
-    )
+    return Viewer(client, "POST", path_of(run) + "/submit_tool_outputs", {"tool_outputs": answers, "stream": True})
 
 
 def last(events: list[tuple[str, Any]], name: str) -> Any:
@@ -160,7 +158,9 @@ def test_failed_in_the_middle_of_a_call(client: Client) -> None:
 def test_cancelled_from_another_connection(client: Client) -> None:
     with streamed(client, "/say So far\n/wait 3600\n/say and on") as viewer:
         viewer.until("thread.message.delta", times=2)
-        run = client.get("/threads/" + viewer.body.decode().split('"thread_id":"')[1].split('"')[0] + "/runs")["data"][0]
+        run = client.get("/threads/" + viewer.body.decode().split('"thread_id":"')[1].split('"')[0] + "/runs")["data"][
+            0
+        ]
         assert client.post(path_of(run) + "/cancel")["status"] == "cancelling"
         events = viewer.events()
     assert sse.names(events) == [
