@@ -23,7 +23,7 @@ class _File(apsw.VFSFile):
         if not self._shadow.exists() and path.stat().st_size:
             shutil.copyfile(path, self._shadow)  # it was there before the disk was
 
-    def xSync(self, flags: int) -> None:  # noqa: N802 - SQLite's name
+    def xSync(self, flags: int) -> None:
         super().xSync(flags)
         shutil.copyfile(self._path, self._shadow.with_suffix(".new"))
         self._shadow.with_suffix(".new").replace(self._shadow)
@@ -34,12 +34,12 @@ class _Disk(apsw.VFS):
         super().__init__(_NAME, "", makedefault=True)
         self._folder = folder
 
-    def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802 - SQLite's name
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
         if name is None:
             return super().xOpen(name, flags)  # a file without a name lives no longer than its connection
         return _File(name, flags, self._folder)
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         super().xDelete(filename, syncdir)
         (self._folder / Path(filename).name).unlink(missing_ok=True)
 

@@ -232,11 +232,11 @@ class World:
         return Counter(self.servers[0].trace)
 
 
-class Gone(Exception):  # noqa: N818 - what happened, as a person would say it
+class Gone(Exception):
     """The server went away before it answered."""
 
 
-class Refused(Exception):  # noqa: N818 - as above
+class Refused(Exception):
     """An error answer."""
 
     def __init__(self, status: int, message: str) -> None:

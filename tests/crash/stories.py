@@ -59,13 +59,14 @@ def plain(client: Client) -> Told:
 
 def text_then_tools(client: Client) -> Told:
     """Text and a call in one turn, then text."""
-    assistant, script = client.assistant(tools=TOOLS), '/say Let me see.\n/call look {"at": "it"}\n/turn\n/say It is red.'
+    assistant, script = (
+        client.assistant(tools=TOOLS),
+        '/say Let me see.\n/call look {"at": "it"}\n/turn\n/say It is red.',
+    )
     thread = client.thread(messages=[{"role": "user", "content": script}])
     run = _answered(client, client.run(thread, assistant), ["look"])
     assert run["status"] == "completed"
-    return Told(
-        thread, [script], [Done(run["id"], "completed", [_M, _T, _M], ["Let me see.", "It is red."])]
-    )
+    return Told(thread, [script], [Done(run["id"], "completed", [_M, _T, _M], ["Let me see.", "It is red."])])
 
 
 def parallel_tools(client: Client) -> Told:
@@ -264,13 +265,9 @@ STORIES: dict[str, Story] = {
     "parallel_tools": Story(parallel_tools, {**_turn(12, 2), "submitted": 1}, 2),
     "streamed": Story(streamed, _turn(4), 1),
     "cancelled": Story(cancelled, {**_turn(1), "cancelling": 1, "answered": 0}, 1),
-    "cancelled_waiting": Story(
-        cancelled_waiting, {**_turn(1), "claimed": 2, "cancelling": 1, "ended": 1}, 1
-    ),
+    "cancelled_waiting": Story(cancelled_waiting, {**_turn(1), "claimed": 2, "cancelling": 1, "ended": 1}, 1),
     "expired": Story(expired, {**_turn(1), "answered": 0, "settled": 1}, 1),
-    "expired_waiting": Story(
-        expired_waiting, {**_turn(3, 2), "created": 2, "claimed": 3, "ended": 1}, 2
-    ),
+    "expired_waiting": Story(expired_waiting, {**_turn(3, 2), "created": 2, "claimed": 3, "ended": 1}, 2),
     "enqueued": Story(enqueued, {**_turn(2, 2), "created": 2}, 2),
     "long": Story(long, {**_turn(22), "checkpointed": 1}, 1),
     "failed": Story(failed, {**_turn(1), "answered": 0}, 1),
