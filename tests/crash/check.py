@@ -201,7 +201,9 @@ def _check_run(run: Row, steps: list[Row], messages: dict[str, Row]) -> None:
             expected = _STEP_ENDS.get(status, "in_progress")
             assert detail["status"] == expected, f"step {step['id']} is {detail['status']} in a run that is {status}"
             assert status not in {"completed", "incomplete"}, f"step {step['id']} is open in a run that is {status}"
-            assert step is steps[-1] or detail["status"] != "in_progress", f"step {step['id']} is open, but not the last"
+            assert step is steps[-1] or detail["status"] != "in_progress", (
+                f"step {step['id']} is open, but not the last"
+            )
         if detail["type"] == "tool_calls":
             _check_calls(run, step)
         else:
