@@ -13,11 +13,12 @@ from typing import Any
 import apsw
 
 _NAME = "forgetful"
+_BASE = apsw.vfs_names()[0]  # the operating system's, by name: the default will be ours
 
 
 class _File(apsw.VFSFile):
     def __init__(self, name: Any, flags: list[int], folder: Path) -> None:
-        super().__init__("", name, flags)
+        super().__init__(_BASE, name, flags)
         path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name)
         self._path, self._shadow = path, folder / path.name
         if not self._shadow.exists() and path.stat().st_size:
@@ -31,7 +32,7 @@ class _File(apsw.VFSFile):
 
 class _Disk(apsw.VFS):
     def __init__(self, folder: Path) -> None:
-        super().__init__(_NAME, "", makedefault=True)
+        super().__init__(_NAME, _BASE, makedefault=True)
         self._folder = folder
 
     def xOpen(self, name: Any, flags: list[int]) -> Any:

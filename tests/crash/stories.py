@@ -38,12 +38,15 @@ class Told(NamedTuple):
 
 
 class Story(NamedTuple):
-    """``tell`` it; ``points``: the points that it passes, and how often; ``turns``: its model calls without a crash."""
+    """``tell`` it; ``points``: the points that it passes, and how often; ``turns``: its model calls without a crash.
+
+    ``only``: crash there and nowhere else, since it takes seconds and another story has passed the same points.
+    """
 
     tell: Callable[[Client], Told]
     points: dict[Point, int]
     turns: int
-    env: dict[str, str] = {}
+    only: frozenset[Point] = frozenset()
 
 
 _M, _T = "message_creation", "tool_calls"
@@ -266,10 +269,12 @@ STORIES: dict[str, Story] = {
     "streamed": Story(streamed, _turn(4), 1),
     "cancelled": Story(cancelled, {**_turn(1), "cancelling": 1, "answered": 0}, 1),
     "cancelled_waiting": Story(cancelled_waiting, {**_turn(1), "claimed": 2, "cancelling": 1, "ended": 1}, 1),
-    "expired": Story(expired, {**_turn(1), "answered": 0, "settled": 1}, 1),
-    "expired_waiting": Story(expired_waiting, {**_turn(3, 2), "created": 2, "claimed": 3, "ended": 1}, 2),
+    "expired": Story(expired, {**_turn(1), "answered": 0}, 1, frozenset({"opened", "settled"})),
+    "expired_waiting": Story(
+        expired_waiting, {**_turn(3, 2), "created": 2, "claimed": 3, "ended": 1}, 2, frozenset({"claimed", "ended"})
+    ),
     "enqueued": Story(enqueued, {**_turn(2, 2), "created": 2}, 2),
-    "long": Story(long, {**_turn(22), "checkpointed": 1}, 1),
+    "long": Story(long, {**_turn(22), "checkpointed": 1}, 1, frozenset({"checkpointed", "answered"})),
     "failed": Story(failed, {**_turn(1), "answered": 0}, 1),
 }
 

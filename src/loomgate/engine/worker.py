@@ -280,13 +280,21 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
 
-    async def close(self, drain_seconds: float) -> None:
-        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back.
+
+        Setting ``hurry`` ends the wait early.
+        """
         self._stopping = True
         self.bus.poke()
         running = [drive.task for drive in self._drives.values()]
         if running:
-            await asyncio.wait(running, timeout=drain_seconds)
+            loop = asyncio.get_running_loop()
+            hurried = loop.create_task((hurry or asyncio.Event()).wait())
+            drained = loop.create_task(asyncio.wait(running))
+            await asyncio.wait((drained, hurried), timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, hurried):
+                task.cancel()
         for drive in list(self._drives.values()):
             drive.interrupt("stop")
         left = [drive.task for drive in self._drives.values()]
