@@ -143,7 +143,8 @@ def test_tools_that_cannot_be_run_yet(client: Client, tool: str) -> None:
         ({"tool_choice": {"type": "function"}}, "tool_choice.function", "missing_required_parameter"),
         ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name",
          "missing_required_parameter"),
-        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name", "invalid_value"),
+        ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name",
+         "invalid_value"),
         ({"tool_choice": {"type": "code_interpreter"}}, "tool_choice", "invalid_value"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", "invalid_value"),
         ({"tools": [_function("f"), _function("f")]}, "tools", "invalid_value"),
@@ -197,5 +198,9 @@ def test_tool_outputs_that_are_refused(body: dict[str, Any], param: str, code: s
 
 @pytest.mark.behaviour("RUN-67", "RUN-69")
 def test_tool_outputs_that_just_fit() -> None:
-    outputs = [{"tool_call_id": "a", "output": "é" * 262_144}, {"tool_call_id": "b"}, {"tool_call_id": "c", "output": None}]
+    outputs = [
+        {"tool_call_id": "a", "output": "é" * 262_144},
+        {"tool_call_id": "b"},
+        {"tool_call_id": "c", "output": None},
+    ]
     checks.outputs(decode(msgspec.json.encode({"tool_outputs": outputs}), SubmitToolOutputs))

@@ -66,7 +66,9 @@ def test_a_stop_ends_streams_with_words(process_server: Callable[..., ProcessSer
     from urllib.parse import urlsplit
 
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
-    connection.request("POST", "/v1/threads/runs", json.dumps(body), {**client.headers, "Content-Type": "application/json"})
+    connection.request(
+        "POST", "/v1/threads/runs", json.dumps(body), {**client.headers, "Content-Type": "application/json"}
+    )
     response = connection.getresponse()
     seen = b""
     while b"event: thread.run.in_progress" not in seen:

@@ -74,15 +74,16 @@ class Engine:
         self._bus.poke()
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
 
-    async def close(self, drain_seconds: float) -> None:
-        """Stop: runs and webhook calls under way get ``drain_seconds`` to finish, the others are handed back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop: runs under way may finish for ``drain_seconds`` and until ``hurry`` is set; others are handed back."""
         end = clock.now() + drain_seconds
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.gather(self._housekeeper, return_exceptions=True)
-        await self._worker.close(drain_seconds)
+        await self._worker.close(drain_seconds, hurry)
         if self._webhooks is not None:
-            await self._webhooks.close(max(_GRACE, end - clock.now()))
+            left = 0.0 if hurry is not None and hurry.is_set() else end - clock.now()
+            await self._webhooks.close(max(_GRACE, left))
 
     async def _keep_house(self) -> None:
         """Remove what deleted threads left, in small steps."""
@@ -230,6 +231,7 @@ class Engine:
             if not isinstance(found, Overdue):
                 return found
             for run_id in found.ids:
+                await self._worker.end_overdue(run_id)
                 ended = await self.store.runs.end(run_id, "expire")
                 if ended is not None:
                     self._tell_changed([ended])

@@ -282,6 +282,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._freed = asyncio.Event()
+        self._renewed = clock.now()
         bus.listeners.append(self._look_at)
 
     def start(self) -> None:
@@ -289,13 +290,21 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
 
-    async def close(self, drain_seconds: float) -> None:
-        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back.
+
+        Setting ``hurry`` ends the wait early.
+        """
         self._stopping = True
         self.bus.poke()
         running = [drive.task for drive in self._drives.values()]
         if running:
-            await asyncio.wait(running, timeout=drain_seconds)
+            loop = asyncio.get_running_loop()
+            hurried = loop.create_task((hurry or asyncio.Event()).wait())
+            drained = loop.create_task(asyncio.wait(running))
+            await asyncio.wait((drained, hurried), timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, hurried):
+                task.cancel()
         for drive in list(self._drives.values()):
             drive.interrupt("stop")
         left = [drive.task for drive in self._drives.values()]
@@ -314,6 +323,14 @@ class Worker:
         """What viewers of a run in this worker's hands have been told of it so far, else ``None``."""
         drive = self._drives.get(run_id)
         return None if drive is None else drive.present()
+
+    async def end_overdue(self, run_id: str) -> None:
+        """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that
+        are not stored yet. Whoever calls this ends the run itself if that did not happen soon."""
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+            await asyncio.wait([drive.task], timeout=_TICK)
 
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
@@ -339,6 +356,8 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
+        if clock.now() - self._renewed >= self.settings.lease:
+            await self._renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
@@ -359,22 +378,25 @@ class Worker:
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""
-        renewed = clock.now()
         while True:
             deadlines = [drive.row.expires_at for drive in self._drives.values()]
-            wait = min([_TICK, renewed + self.settings.renew - clock.now(), *(d - clock.now() for d in deadlines)])
+            renewal = self._renewed + self.settings.renew
+            wait = min([_TICK, renewal - clock.now(), *(deadline - clock.now() for deadline in deadlines)])
             await clock.sleep(max(wait, 0.01))
             now = clock.now()
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
-            if now - renewed < self.settings.renew:
-                continue
-            renewed = now
-            held = {drive.row.id: drive for drive in self._drives.values()}
-            try:
-                pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
-                for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
-                    held[lost].interrupt("lost")
-            except LoomgateError:
-                log.exception("renewing the leases failed; trying again")
+            if now - self._renewed >= self.settings.renew:
+                await self._renew()
+
+    async def _renew(self) -> None:
+        """Renew the leases held here; a drive whose fencing token is void is told so."""
+        self._renewed = clock.now()
+        held = {drive.row.id: drive for drive in self._drives.values()}
+        try:
+            pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
+            for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
+                held[lost].interrupt("lost")
+        except LoomgateError:
+            log.exception("renewing the leases failed; trying again")

@@ -90,7 +90,11 @@ _PARK = Statement(
 _ADOPT = Statement(
     sa.update(_r)
     .where(
-        _r.c.due > sa.bindparam("now"), _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)])
+        _r.c.due > sa.bindparam("now"),
+        sa.or_(
+            _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)]),
+            _r.c.expires_at * 1000 <= sa.bindparam("now"),  # claimed to be expired
+        ),
     )
     .values(due=sa.bindparam("now"))
 )
