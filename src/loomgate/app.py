@@ -195,6 +195,13 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         if stopping is None:
             stopping = clock.monotonic()
             server.should_exit = True
+            if application.engine is not None and (runs := application.engine.active):
+                log.info(
+                    "stopping: %d run(s) under way get %g seconds to finish and are kept if they do not; a second "
+                    "signal does not wait",
+                    runs,
+                    settings.drain_seconds,
+                )
         else:
             server.force_exit = True
             hurry.set()
