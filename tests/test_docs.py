@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loomgate.http.routes import ROUTES
+from tests.support import schema
 from tests.support.server import Server
 
 ROOT = Path(__file__).parent.parent
@@ -57,3 +59,14 @@ def test_every_error_code_of_the_server_is_documented() -> None:
     page = (ROOT / "docs" / "errors.md").read_text()
     for code in set(re.findall(r'code="([a-z_]+)"', source)):
         assert f"`{code}`" in page, code
+
+
+def test_every_route_is_documented() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    printed = set(re.findall(r"^\| (GET|POST|DELETE) \| `([^`]+)` \|.*?(\(\*extension\*\))? \|$", page, re.MULTILINE))
+    assert printed == {(row.method, row.path, "(*extension*)" if row.extension else "") for row in ROUTES}
+
+
+def test_every_event_is_documented() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert set(re.findall(r"`(thread\.[a-z_.]+|error|done)`", page)) == set(schema.events())

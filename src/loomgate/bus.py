@@ -81,7 +81,9 @@ class Subscription:
             return found
         self._woken.clear()
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout)
+            # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with an event.
+            async with asyncio.timeout(timeout):
+                await self._woken.wait()
         except TimeoutError:
             return None
         return self.ready()

@@ -47,8 +47,10 @@ async def wait(event: asyncio.Event, seconds: float) -> None:
     """Wait until ``event`` is set, or until ``seconds`` have passed; a jump by `advance` sets the event."""
     _sleepers[event] = asyncio.get_running_loop()
     try:
+        # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()
     finally:
         _sleepers.pop(event, None)
 

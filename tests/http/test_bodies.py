@@ -106,17 +106,17 @@ _TOO_DEEP = {"a": _DEEP}
 
 @pytest.mark.behaviour("ERR-71")
 @pytest.mark.parametrize(
-    ("body", "status"),
+    "fields",
     [
-        (b'{"model": "scripted", "tools": [{"type": "function", "function": {"name": "f", "parameters": %b}}]}', 200),
-        (b'{"model": "scripted", "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": %b}}}',
-         200),
+        b'"tools": [{"type": "function", "function": {"name": "f", "parameters": %b}}]',
+        b'"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": %b}}',
     ],
-)  # fmt: skip
-def test_free_form_json_survives_or_is_refused(client: Client, body: bytes, status: int) -> None:
+)
+def test_free_form_json_survives_or_is_refused(client: Client, fields: bytes) -> None:
+    body = b'{"model": "scripted", ' + fields + b"}"
     kept = {"deep": _DEEP["a"], "big": 10**300, "neg": -1.5e-300, "text": "é\u0000😀", "none": None}
     made = client.raw("POST", "/v1/assistants", body % json.dumps(kept).encode())
-    assert made.status == status
+    assert made.status == 200
     assert client.get("/assistants/" + made.json["id"]) == made.json
     inner = (
         made.json["tools"][0]["function"]["parameters"]
@@ -199,9 +199,12 @@ def test_an_assistant_may_have_128_tools_and_a_run_too(client: Client) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "code", "words"),
     [
-        ("temperature", 2.1, "decimal_above_max_value", "decimal above maximum value. Expected a value <= 2, but got 2.1"),
-        ("temperature", -0.1, "decimal_below_min_value", "decimal below minimum value. Expected a value >= 0, but got -0.1"),
-        ("top_p", 1.01, "decimal_above_max_value", "decimal above maximum value. Expected a value <= 1, but got 1.01"),
+        ("temperature", 2.1, "decimal_above_max_value",
+         "decimal above maximum value. Expected a value <= 2, but got 2.1"),
+        ("temperature", -0.1, "decimal_below_min_value",
+         "decimal below minimum value. Expected a value >= 0, but got -0.1"),
+        ("top_p", 1.01, "decimal_above_max_value",
+         "decimal above maximum value. Expected a value <= 1, but got 1.01"),
     ],
 )  # fmt: skip
 def test_number_errors_in_their_words(client: Client, field: str, value: float, code: str, words: str) -> None:

@@ -45,8 +45,8 @@ def test_every_route_asks_for_a_key_then_for_the_beta_header(server: Server, cli
     assert refused.error["message"].startswith("You didn't provide an API key.")
     assert (refused.error["param"], refused.error["code"]) == (None, None)
     assert client.raw(method, path, body, {"OpenAI-Beta": ""}).error == {
-        "message": "You must provide the 'OpenAI-Beta' header to access the Assistants API. Please try again by setting "
-        "the header 'OpenAI-Beta: assistants=v2'.",
+        "message": "You must provide the 'OpenAI-Beta' header to access the Assistants API. Please try again by "
+        "setting the header 'OpenAI-Beta: assistants=v2'.",
         "type": "invalid_request_error",
         "param": None,
         "code": "invalid_beta",
@@ -82,7 +82,8 @@ def test_headers_that_change_nothing(client: Client) -> None:
     headers = {
         "OpenAI-Organization": "org-1", "OpenAI-Project": "proj_1", "Idempotency-Key": "k",
         "X-Stainless-Poll-Helper": "true", "X-Stainless-Stream-Helper": "threads.runs.create_and_stream",
-        "x-portkey-metadata": '{"_user":"u"}', "x-portkey-debug": "false", "x-portkey-strict-open-ai-compliance": "false",
+        "x-portkey-metadata": '{"_user":"u"}', "x-portkey-debug": "false",
+        "x-portkey-strict-open-ai-compliance": "false",
     }  # fmt: skip
     assert client.get("/assistants", headers=headers)["data"] == []
 
@@ -156,7 +157,8 @@ def test_the_earlier_of_two_mistakes_is_reported(client: Client) -> None:
     thread = client.thread()["id"]
     bad = {"metadata": {"k": True}, "foo": 1}
     for path in ("/assistants/asst_x", "/threads/thread_x", "/threads/thread_x/messages", "/threads/thread_x/runs",
-                 "/threads/thread_x/messages/msg_x", "/threads/thread_x/runs/run_x", "/threads/thread_x/runs/run_x/cancel",
+                 "/threads/thread_x/messages/msg_x", "/threads/thread_x/runs/run_x",
+                 "/threads/thread_x/runs/run_x/cancel",
                  "/threads/thread_x/runs/run_x/submit_tool_outputs"):  # fmt: skip
         assert client.post(path, bad, status=404)["message"].startswith(("No thread", "No assistant"))
     assert "No message" in client.post(f"/threads/{thread}/messages/msg_x", bad, status=404)["message"]

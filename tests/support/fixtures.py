@@ -13,8 +13,7 @@ from tests.support.server import Client, ProcessServer, Server, serving
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with API keys for all tests of the session; take `client` to be alone on it."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as made:
-        made.new_key("default")
+    with serving(tmp_path_factory.mktemp("server") / "data", key=True) as made:
         yield made
 
 

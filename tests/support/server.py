@@ -158,13 +158,16 @@ class Server:
         self._stop: Any = None
         self.loop: asyncio.AbstractEventLoop
         self.store: Store
+        self.key: str | None = None  # of workspace "default", once `start` was asked for one
 
-    def start(self) -> None:
-        """Listen and answer; raises what the start-up raised."""
+    def start(self, *, key: bool = False) -> None:
+        """Listen and answer; with ``key``, make an API key first. Raises what the start-up raised."""
         self._thread.start()
         assert self._ready.wait(_PATIENCE), "the server did not start"
         if self._failure is not None:
             raise self._failure
+        if key:
+            self.key = self.new_key("default")
 
     def stop(self) -> None:
         """Shut down as a signal would, and wait for the end; raises what went wrong in the server's thread."""
@@ -225,16 +228,18 @@ def settings_for(data: Path, **changes: Any) -> Settings:
         "sqlite_synchronous": "normal",
         "drain_seconds": 1.0,
         "poll_interval_seconds": 0.05,
+        # A test that moves time by minutes must not take every lease away at once.
+        "lease_seconds": 3600.0,
     }
     return Settings(**(given | changes))
 
 
 @contextmanager
-def serving(data: Path, **changes: Any) -> Iterator[Server]:
-    """A running `Server` with its data in ``data``; ``changes`` are fields of `Settings`."""
+def serving(data: Path, *, key: bool = False, **changes: Any) -> Iterator[Server]:
+    """A running `Server` with its data in ``data``, with an API key if asked; ``changes`` are fields of `Settings`."""
     server = Server(settings_for(data, **changes))
     try:
-        server.start()
+        server.start(key=key)
         yield server
     finally:
         server.stop()

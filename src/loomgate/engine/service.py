@@ -234,6 +234,7 @@ class Engine:
             if not isinstance(found, Overdue):
                 return found
             for run_id in found.ids:
+                await self._worker.end_overdue(run_id)
                 ended = await self.store.runs.end(run_id, "expire")
                 if ended is not None:
                     self._tell_changed([ended])

@@ -309,6 +309,14 @@ class Worker:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
+    async def end_overdue(self, run_id: str) -> None:
+        """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that
+        are not stored yet. Whoever calls this ends the run itself if that did not happen soon."""
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+            await asyncio.wait([drive.task], timeout=_TICK)
+
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
         if drive is not None:

@@ -41,7 +41,10 @@ async def send_stream(
             return
         await _stop(pump)
         if streamed.gone is not None:
-            await streamed.gone()
+            try:
+                await streamed.gone()
+            except Exception:  # nobody is left to be told
+                log.exception("could not do what was asked for when a viewer left")
     except asyncio.CancelledError:
         # The server stops before the run does: the client has to know that this is not the run's end.
         await _stop(pump)
