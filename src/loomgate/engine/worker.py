@@ -61,10 +61,11 @@ class _Drive:
         self.row = claimed.row
         self._run = claimed.run
         self._spec = claimed.spec
-        self._first = claimed.events
         self._journal: Journal | None = None
         self._why: str | None = None
         self._interruptible = False
+        # Here and not in the task: what is committed next (a cancellation, say) is told after it.
+        self._tell(claimed.events)
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded())
 
     def interrupt(self, why: str) -> None:
@@ -107,7 +108,6 @@ class _Drive:
             self._over(ended)
 
     async def _go(self) -> None:
-        self._tell(self._first)
         while True:
             if self._why is not None and await self._look():
                 return
@@ -223,12 +223,14 @@ class _Drive:
         """The verb by which the run has to end now, if it was cancelled or its time is over."""
         if clock.now() >= self.row.expires_at:
             return "expire"
-        status = await self._store.runs.status(self.row.id)
+        status = await self._store.runs.status(self.row)
+        if status is None:
+            raise LeaseLost(self.row.id)
         return "cancel" if status in lifecycle.RUN["cancel"].sources else None
 
     async def _reread(self) -> bool:
         """Another look at a run that moved under us: `False` to plan again, `True` when it left our hands."""
-        status = await self._store.runs.status(self.row.id)
+        status = await self._store.runs.status(self.row)
         if status is None or status not in lifecycle.HELD:
             return True
         self._run = msgspec.structs.replace(self._run, status=status)
@@ -271,6 +273,7 @@ class Worker:
         self._drives: dict[str, _Drive] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._renewed = clock.now()
         self._freed = asyncio.Event()
         bus.listeners.append(self._look_at)
 
@@ -309,14 +312,12 @@ class Worker:
         while not self._stopping:
             self.bus.alarm.clear()
             try:
-                more = await self._claim()
-            except LoomgateError:
+                wait = 0.0 if await self._claim() else max(0.01, await self.store.runs.seconds_to_next())
+            except Exception:  # whatever it was: a server that claims nothing more would look alive and do nothing
                 log.exception("claiming failed; trying again")
-                more = False
-            if more:
-                continue
-            next_due = max(0.01, await self.store.runs.seconds_to_next())
-            await clock.wait(self.bus.alarm, min(self.settings.poll, next_due))
+                wait = self.settings.poll
+            if wait:
+                await clock.wait(self.bus.alarm, min(self.settings.poll, wait))
 
     async def _claim(self) -> bool:
         """Claim what there is room for; ``True`` when there may be more."""
@@ -324,11 +325,16 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
+        if clock.now() - self._renewed >= self.settings.renew:
+            await self._renew()  # after a long pause of this process (a machine that slept), before we rob ourselves
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
             points.reached("claimed")
             drive = _Drive(self, one)
+            stale = self._drives.get(one.row.id)
+            if stale is not None:  # our own lease had lapsed: the drive under the old token must say nothing more
+                stale.interrupt("lost")
             self._drives[one.row.id] = drive
             drive.task.add_done_callback(lambda _, id=one.row.id, drive=drive: self._let_go(id, drive))
         return len(claimed) == wanted
@@ -344,22 +350,25 @@ class Worker:
 
     async def _watch_forever(self) -> None:
         """Renew leases, and tell drives whose time is over."""
-        renewed = clock.now()
         while True:
             deadlines = [drive.row.expires_at for drive in self._drives.values()]
-            wait = min([_TICK, renewed + self.settings.renew - clock.now(), *(d - clock.now() for d in deadlines)])
-            await clock.sleep(max(wait, 0.01))
+            next_look = min([clock.now() + _TICK, self._renewed + self.settings.renew, *deadlines])
+            await clock.sleep(max(next_look - clock.now(), 0.01))
             now = clock.now()
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
-            if now - renewed < self.settings.renew:
+            if now - self._renewed < self.settings.renew:
                 continue
-            renewed = now
-            held = {drive.row.id: drive for drive in self._drives.values()}
             try:
-                pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
-                for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
-                    held[lost].interrupt("lost")
-            except LoomgateError:
+                await self._renew()
+            except Exception:  # as above: leases that nobody renews any more would all lapse
                 log.exception("renewing the leases failed; trying again")
+
+    async def _renew(self) -> None:
+        """Renew the leases of all drives; those whose token is void are let go of."""
+        self._renewed = clock.now()
+        held = {drive.row.id: drive for drive in self._drives.values()}
+        pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
+        for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
+            held[lost].interrupt("lost")
