@@ -16,6 +16,7 @@ from typing import Any
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine.service import Engine
+from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
 from loomgate.http.application import Application
@@ -47,16 +48,19 @@ def build(settings: Settings) -> Application:
 
 
 @contextlib.asynccontextmanager
-async def running(application: Application, left: Callable[[], float] | None = None) -> AsyncGenerator[Store, None]:
+async def running(
+    application: Application, left: Callable[[], float] | None = None, hurry: asyncio.Event | None = None
+) -> AsyncGenerator[Store, None]:
     """Everything behind ``application``, started; stopped in turn on leaving.
 
-    ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``).
-    Raises `StoreError`.
+    ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``);
+    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`.
     """
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
         gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
             gateway,
@@ -68,6 +72,7 @@ async def running(application: Application, left: Callable[[], float] | None = N
                 poll=settings.poll_interval_seconds,
                 windows=settings.context_window,
             ),
+            webhooks,
         )
         try:
             await engine.start()
@@ -76,7 +81,7 @@ async def running(application: Application, left: Callable[[], float] | None = N
             yield store
         finally:
             application.engine = None
-            await engine.close(settings.drain_seconds if left is None else left())
+            await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await gateway.close()
 
 
@@ -132,7 +137,7 @@ def _resolver(settings: Settings, store: Store) -> Any:
 
 
 def serve(settings: Settings) -> int:
-    """Run the server until SIGINT or SIGTERM; a second SIGINT does not wait. Returns the exit code.
+    """Run the server until SIGINT or SIGTERM; a second one does not wait for what is under way. Returns the exit code.
 
     Raises `OSError` when the address cannot be listened on, and `StoreError`.
     """
@@ -173,6 +178,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
 
     application = build(settings)
     stopping: float | None = None
+    hurry = asyncio.Event()
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -191,12 +197,13 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
             server.should_exit = True
         else:
             server.force_exit = True
+            hurry.set()
 
     server = Server(uvicorn_config(application, drain_seconds=settings.drain_seconds))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(application, left) as store:
+    async with running(application, left, hurry) as store:
         _announce(listening, keys_exist=await store.keys.exist())
         await server.serve(sockets=[listening])
 

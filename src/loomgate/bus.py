@@ -81,7 +81,7 @@ class Subscription:
             return found
         self._woken.clear()
         try:
-            # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+            # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with an event.
             async with asyncio.timeout(timeout):
                 await self._woken.wait()
         except TimeoutError:

@@ -49,7 +49,7 @@ async def wait(event: asyncio.Event, seconds: float) -> None:
     key = object()
     _sleepers[key] = (event, asyncio.get_running_loop())
     try:
-        # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+        # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the event.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()

@@ -516,6 +516,9 @@ class _Life(RuleBasedStateMachine):
 class OneServer(_Life):
     """One process: its viewers see everything."""
 
+    def set_up(self) -> None:
+        self.sim.engine._worker = self.sim.processes[0].worker
+
     def _watch(self) -> None:
         for run in self.runs.values():
             for viewer in run.viewers:

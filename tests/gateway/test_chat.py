@@ -178,7 +178,7 @@ async def test_back_off_doubles_up_to_its_cap(endpoint: ModelEndpoint) -> None:
     gateway = gateway_to(endpoint, Retries(attempts=4, base=1.0, cap=2.5))
     endpoint.faults += [Fault(status=500), Fault(status=529), Fault(no_answer=True), Fault(no_answer=True)]
     task = asyncio.create_task(answer(gateway, "/say made it"))
-    for number, wait in ((1, 1.0), (2, 2.0), (4, 2.5)):  # a broken connection is tried twice: once more at once
+    for number, wait in ((1, 1.0), (2, 2.0), (4, 2.5)):  # a kept connection that breaks is replaced at once
         await until(lambda number=number: len(endpoint.requests) == number)
         await settle()
         clock.advance(wait - 0.5)
@@ -280,6 +280,14 @@ async def test_a_stale_connection_is_replaced_at_once(endpoint: ModelEndpoint) -
     endpoint.faults.append(Fault(stale=True))
     assert text_of(await answer(gateway, "/say y")) == "y"
     assert [request.connection for request in endpoint.requests] == [1, 1, 2]
+    await gateway.close()
+
+
+async def test_a_fresh_connection_that_breaks_is_a_failure(endpoint: ModelEndpoint) -> None:
+    gateway = gateway_to(endpoint, Retries(attempts=1))
+    endpoint.faults.append(Fault(no_answer=True))
+    assert (await failure(gateway, "/say x")).kind == "connect"
+    assert len(endpoint.requests) == 1
     await gateway.close()
 
 

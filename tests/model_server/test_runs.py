@@ -136,7 +136,7 @@ def test_function(client: openai.OpenAI) -> None:
     arguments = msgspec.json.decode(call.function.arguments)
     assert set(arguments) == {"days", "unit"}
     done = client.beta.threads.runs.submit_tool_outputs_and_poll(
-        asking.id,
+        run_id=asking.id,
         thread_id=on,
         tool_outputs=[{"tool_call_id": call.id, "output": "dry"}],
         poll_interval_ms=50,
@@ -169,7 +169,7 @@ def test_streamed_function(client: openai.OpenAI) -> None:
     assert (streamed.id, streamed.function.name) == (call.id, call.function.name)
     assert streamed.function.arguments == call.function.arguments
     with client.beta.threads.runs.submit_tool_outputs_stream(
-        asking.id, thread_id=on, tool_outputs=[{"tool_call_id": call.id, "output": "no"}]
+        run_id=asking.id, thread_id=on, tool_outputs=[{"tool_call_id": call.id, "output": "no"}]
     ) as stream:
         stream.until_done()
         (final,) = stream.get_final_messages()

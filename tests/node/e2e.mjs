@@ -1,4 +1,4 @@
-// The official Node SDK, unchanged, against a running server: scenarios E2E-01, E2E-02 and E2E-03 of BEHAVIOUR.md.
+// The official Node SDK, unchanged, against a running server: scenarios E2E-01, E2E-02 and E2E-03 of BEHAVIOUR.md, and SSE-53.
 // Environment: LOOMGATE_URL (without /v1) and OPENAI_API_KEY. The server must have the model "scripted".
 // Prints one JSON line a scenario, {scenario, ok, details}, and exits with 1 if one failed. What a scenario saw on its
 // streams is in details as [event name, data as JSON text] pairs, for whoever started this to check further.
@@ -136,6 +136,17 @@ const scenarios = {
     const second = await read(resumed, (details.events_2 = []));
     assert.equal((await second.finalRun()).status, "completed");
     assert.deepEqual((await second.finalMessages()).map(text), ["Cold and late."]);
+  },
+
+  // A thread that is deleted under its stream: the SDK throws, it does not end quietly.
+  async "SSE-53"(details) {
+    const { assistant, thread } = await threadWith("/say Begun\n/wait 3600");
+    const stream = threads.runs.stream(thread.id, { assistant_id: assistant.id });
+    const error = await (async () => {
+      for await (const { event } of stream) if (event === "thread.message.delta") await threads.delete(thread.id);
+    })().then(() => assert.fail("the stream ended quietly"), (reason) => reason);
+    assert.ok(error.message.includes(thread.id), error.stack);
+    details.message = error.message;
   },
 };
 

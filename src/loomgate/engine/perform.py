@@ -156,6 +156,13 @@ class Turn:
             ]
         )
 
+    async def _open_empty_message(self) -> None:
+        """The model ended without a word: one empty text, told as a delta, since deltas are all of a text (SSE-26)."""
+        await self._open_message()
+        assert self._message is not None
+        self._order.append("text")
+        self._tell([events.text_delta(self._message.id, "", first=True)])
+
     async def _call(self, chunk: chat.ToolCallDelta) -> None:
         call = self._calls.get(chunk.index)
         if call is None:
@@ -207,7 +214,7 @@ class Turn:
         if self._calls and end.reason != "length":
             return await self._ask(usage)
         if self._step is None and not self._said:
-            await self._open_message()  # the model ended without a word: an empty message
+            await self._open_empty_message()
         now = clock.timestamp()
         commit = Commit(turn=self._turn, verb="complete")
         if end.reason == "length":

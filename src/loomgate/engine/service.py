@@ -14,6 +14,7 @@ import msgspec
 from loomgate import clock
 from loomgate.bus import Bus, Subscription
 from loomgate.engine import points
+from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import Worker, WorkerSettings
 from loomgate.errors import LoomgateError
 from loomgate.gateway import Gateway
@@ -35,6 +36,7 @@ _decode_step = msgspec.json.Decoder(Step).decode
 _decode_message = msgspec.json.Decoder(Message).decode
 
 _HOUSEKEEPING_SECONDS = 30.0
+_GRACE = 0.5  # seconds that webhook calls under way get in any case: broken off, they would be made twice
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -45,10 +47,16 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """Runs, their steps, and everything of threads that concerns runs. One per process."""
+    """Runs, their steps, and everything of threads that concerns runs. One per process.
 
-    def __init__(self, store: Store, gateway: Gateway, bus: Bus, settings: WorkerSettings) -> None:
+    ``webhooks`` are started and closed with it; without them what the outbox holds stays there.
+    """
+
+    def __init__(
+        self, store: Store, gateway: Gateway, bus: Bus, settings: WorkerSettings, webhooks: Webhooks | None = None
+    ) -> None:
         self.store = store
+        self._webhooks = webhooks
         self._gateway = gateway
         self._bus = bus
         self._worker = Worker(store, gateway, bus, settings)
@@ -60,16 +68,22 @@ class Engine:
             adopted = await self.store.runs.adopt()
             if adopted:
                 log.info("taking over %d runs of a server that stopped in the middle", adopted)
+        if self._webhooks is not None:
+            self._webhooks.start()
         self._worker.start()
         self._bus.poke()
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
 
-    async def close(self, drain_seconds: float) -> None:
-        """Stop: runs under way get ``drain_seconds`` to finish, the others are handed back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop: runs under way may finish for ``drain_seconds`` and until ``hurry`` is set; others are handed back."""
+        end = clock.now() + drain_seconds
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.gather(self._housekeeper, return_exceptions=True)
-        await self._worker.close(drain_seconds)
+        await self._worker.close(drain_seconds, hurry)
+        if self._webhooks is not None:
+            left = 0.0 if hurry is not None and hurry.is_set() else end - clock.now()
+            await self._webhooks.close(max(_GRACE, left))
 
     async def _keep_house(self) -> None:
         """Remove what deleted threads left, in small steps."""
@@ -220,6 +234,7 @@ class Engine:
             if not isinstance(found, Overdue):
                 return found
             for run_id in found.ids:
+                await self._worker.end_overdue(run_id)
                 ended = await self.store.runs.end(run_id, "expire")
                 if ended is not None:
                     self._tell_changed([ended])

@@ -223,14 +223,14 @@ class _Drive:
         """The verb by which the run has to end now, if it was cancelled or its time is over."""
         if clock.now() >= self.row.expires_at:
             return "expire"
-        status = await self._store.runs.status(self.row)
+        status = await self._store.runs.status(self.row.id, self.row.fence)
         if status is None:
             raise LeaseLost(self.row.id)
         return "cancel" if status in lifecycle.RUN["cancel"].sources else None
 
     async def _reread(self) -> bool:
         """Another look at a run that moved under us: `False` to plan again, `True` when it left our hands."""
-        status = await self._store.runs.status(self.row)
+        status = await self._store.runs.status(self.row.id, self.row.fence)
         if status is None or status not in lifecycle.HELD:
             return True
         self._run = msgspec.structs.replace(self._run, status=status)
@@ -282,13 +282,21 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
 
-    async def close(self, drain_seconds: float) -> None:
-        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back.
+
+        Setting ``hurry`` ends the wait early.
+        """
         self._stopping = True
         self.bus.poke()
         running = [drive.task for drive in self._drives.values()]
         if running:
-            await asyncio.wait(running, timeout=drain_seconds)
+            loop = asyncio.get_running_loop()
+            hurried = loop.create_task((hurry or asyncio.Event()).wait())
+            drained = loop.create_task(asyncio.wait(running))
+            await asyncio.wait((drained, hurried), timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, hurried):
+                task.cancel()
         for drive in list(self._drives.values()):
             drive.interrupt("stop")
         left = [drive.task for drive in self._drives.values()]
@@ -302,6 +310,14 @@ class Worker:
     def active(self) -> int:
         """How many runs are in this worker's hands."""
         return len(self._drives)
+
+    async def end_overdue(self, run_id: str) -> None:
+        """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that
+        are not stored yet. Whoever calls this ends the run itself if that did not happen soon."""
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.interrupt("look")
+            await asyncio.wait([drive.task], timeout=_TICK)
 
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
@@ -325,8 +341,8 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
-        if clock.now() - self._renewed >= self.settings.renew:
-            await self._renew()  # after a long pause of this process (a machine that slept), before we rob ourselves
+        if clock.now() - self._renewed >= self.settings.lease:
+            await self._renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
         for one in claimed:
@@ -352,23 +368,23 @@ class Worker:
         """Renew leases, and tell drives whose time is over."""
         while True:
             deadlines = [drive.row.expires_at for drive in self._drives.values()]
-            next_look = min([clock.now() + _TICK, self._renewed + self.settings.renew, *deadlines])
-            await clock.sleep(max(next_look - clock.now(), 0.01))
+            renewal = self._renewed + self.settings.renew
+            wait = min([_TICK, renewal - clock.now(), *(deadline - clock.now() for deadline in deadlines)])
+            await clock.sleep(max(wait, 0.01))
             now = clock.now()
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
-            if now - self._renewed < self.settings.renew:
-                continue
-            try:
+            if now - self._renewed >= self.settings.renew:
                 await self._renew()
-            except Exception:  # as above: leases that nobody renews any more would all lapse
-                log.exception("renewing the leases failed; trying again")
 
     async def _renew(self) -> None:
-        """Renew the leases of all drives; those whose token is void are let go of."""
+        """Renew the leases held here; a drive whose fencing token is void is told so."""
         self._renewed = clock.now()
         held = {drive.row.id: drive for drive in self._drives.values()}
-        pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
-        for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
-            held[lost].interrupt("lost")
+        try:
+            pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
+            for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
+                held[lost].interrupt("lost")
+        except Exception:  # as above: leases that nobody renews any more would all lapse
+            log.exception("renewing the leases failed; trying again")

@@ -29,7 +29,6 @@ from loomgate.wire.tools import (
 )
 
 T = TypeVar("T")
-_AUTO: ToolChoice = "auto"
 
 
 def given(value: T | None | UnsetType) -> T | None:
@@ -213,7 +212,9 @@ def run(request: CreateRun | CreateThreadAndRun, thread_id: str, assistant: Assi
     tools = assistant.tools
     if (own := given(request.tools)) is not None:
         tools = [normalise(tool) for tool in own]
-    choice: ToolChoice = _or(request.tool_choice, _AUTO)
+    choice: ToolChoice = "auto"
+    if request.tool_choice is not UNSET and request.tool_choice is not None:
+        choice = request.tool_choice
     checks.tool_choice(choice, tools)
     checks.runnable(tools)
     model = given(request.model) or assistant.model

@@ -96,9 +96,9 @@ def _gone(call: Call, thread_id: str, run_id: str) -> Callable[[], Awaitable[Non
     """What a client's early leave means for the run: nothing (SSE-09), or its end if that was asked for."""
 
     async def gone() -> None:
-        spec = await call.engine.store.runs.spec(run_id)
-        if spec.cancel_on_disconnect:
-            with contextlib.suppress(ApiError):  # it may have ended meanwhile
+        with contextlib.suppress(ApiError):  # it may have ended meanwhile, or its thread be deleted
+            await call.engine.get_run(call.workspace, thread_id, run_id)
+            if (await call.engine.store.runs.spec(run_id)).cancel_on_disconnect:
                 await call.engine.cancel_run(call.workspace, thread_id, run_id)
 
     return gone

@@ -41,12 +41,15 @@ async def send_stream(
             return
         await _stop(pump)
         if streamed.gone is not None:
-            await streamed.gone()
+            try:
+                await streamed.gone()
+            except Exception:  # nobody is left to be told
+                log.exception("could not do what was asked for when a viewer left")
     except asyncio.CancelledError:
         # The server stops before the run does: the client has to know that this is not the run's end.
         await _stop(pump)
         await _last(send, "The server is shutting down. The run goes on; retrieve it to see its state.")
-        raise
+        # With that the answer is whole. Raised on, uvicorn would log the cancellation as an error of ours.
     finally:
         streamed.subscription.close()
         await _stop(pump)
@@ -68,12 +71,15 @@ async def _pump(streamed: Streamed, send: Send, keep_alive: float) -> None:
             await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
             continue
         pieces: list[bytes] = []
-        event = b""
         # What is there already goes out together: one write instead of several, and no event waits.
-        while found is not None and len(pieces) < _TOGETHER:
+        while True:
             id, event = found
             pieces.append(with_id(id, event) if with_ids else event)
-            found = None if event == DONE else subscription.ready()
+            if event == DONE or len(pieces) == _TOGETHER:
+                break  # before the next one is taken: what is taken has to be sent
+            found = subscription.ready()
+            if found is None:
+                break
         await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": True})
         if event == DONE:
             break

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import io
 import ssl
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -109,13 +109,14 @@ class Reply:
 class _Watch:
     """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them."""
 
-    __slots__ = ("_scope", "due", "end", "phase", "timeouts")
+    __slots__ = ("_scope", "due", "end", "phase", "reused", "timeouts")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
         self.end = clock.now() + timeouts.total
         self.due = 0.0
         self.phase = ""
+        self.reused = False  # whether the request went out on a kept connection
         self._scope: asyncio.Timeout | None = None
 
     def begin(self, phase: str, seconds: float) -> None:
@@ -163,7 +164,7 @@ class Transport:
         self.watch(watch)
         try:
             answer = await self._post(self._pooled(), call, watch)
-            if answer is None:
+            if answer is None and watch.reused:
                 answer = await self._post(self._unpooled(), call, watch)
             if answer is None:
                 raise ProviderError("connect", "The endpoint closed the connection without an answer.")
@@ -219,6 +220,7 @@ class Transport:
                     headers=call.headers,
                     allow_redirects=False,
                     timeout=limits,
+                    trace_request_ctx=watch,
                     proxy=self._proxy(call.url),
                 )
         except aiohttp.ClientConnectorCertificateError as error:
@@ -262,8 +264,11 @@ class Transport:
             if keep
             else aiohttp.TCPConnector(limit=limit, ssl=trust, force_close=True)
         )
+        told = aiohttp.TraceConfig()
+        told.on_connection_reuseconn.append(_note_reuse)
         return aiohttp.ClientSession(
             connector=connector,
+            trace_configs=[told],
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "loomgate", "Accept-Encoding": "identity"},
             trust_env=False,  # it would read the environment again for every request: see `_proxy`
@@ -290,6 +295,10 @@ class Transport:
                     watch.fire()
             self._next_look = min((w.due for w in self._watches if w.due > now), default=now + 1.0)
             await clock.sleep(self._next_look - now)
+
+
+async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
+    context.trace_request_ctx.reused = True
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

@@ -16,7 +16,7 @@ from loomgate.errors import StoreError
 from loomgate.store.assistants import Assistants
 from loomgate.store.database import Database
 from loomgate.store.keys import Credentials, Keys, VirtualKeys
-from loomgate.store.outbox import Endpoint, Outbox
+from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
 from loomgate.store.schema import prepare, upgrade
 from loomgate.store.seal import Sealer, load_key
@@ -93,8 +93,7 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
         await asyncio.to_thread(prepare, path)
         sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
         database = Database(path, synchronous=settings.sqlite_synchronous)
-        endpoints = [Endpoint(hook.url, hook.workspace, frozenset(hook.events)) for hook in settings.webhooks]
-        store = Store(database, sealer, endpoints, settings.active_thread, exclusive=exclusive)
+        store = Store(database, sealer, endpoints_of(settings.webhooks), settings.active_thread, exclusive=exclusive)
         try:
             yield store
         finally:

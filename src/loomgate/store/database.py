@@ -127,6 +127,7 @@ class Database:
 
     def __init__(self, path: Path, *, synchronous: Literal["full", "normal"] = "full") -> None:
         """Open ``path`` (made when missing). Raises `StoreError` when it cannot be opened as a database."""
+        self._path = path
         try:
             self._writer = self._connect(path, synchronous)
             self._reader = self._connect(path, synchronous)
@@ -186,7 +187,7 @@ class Database:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
         except apsw.Error as error:
-            self._answer(loop, batch, StoreError(f"the database refuses to write: {error}"))
+            self._answer(loop, batch, StoreError(f"the database {self._path} refuses to write: {error}"))
             return
         for job in batch:
             try:
@@ -207,7 +208,12 @@ class Database:
         try:
             job.result = _finish(job.work(self._write_tx))
         except BaseException as error:
-            job.error = error
+            # The driver's own errors (disk full, read-only file) are ours to the rooms above, which try again.
+            job.error = (
+                StoreError(f"the database {self._path} refuses to write: {error}")
+                if isinstance(error, apsw.Error)
+                else error
+            )
             if not self._writer.in_transaction:
                 return
             self._writer.execute("ROLLBACK TO job")

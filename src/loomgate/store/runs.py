@@ -90,11 +90,15 @@ _PARK = Statement(
 _ADOPT = Statement(
     sa.update(_r)
     .where(
-        _r.c.due > sa.bindparam("now"), _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)])
+        _r.c.due > sa.bindparam("now"),
+        sa.or_(
+            _r.c.status.in_([sa.literal_column(f"'{s}'") for s in sorted(lifecycle.HELD)]),
+            _r.c.expires_at * 1000 <= sa.bindparam("now"),  # claimed to be expired
+        ),
     )
     .values(due=sa.bindparam("now"))
 )
-_STATUS = Statement(sa.select(_r.c.status).where(_r.c.id == _key, _r.c.fence == sa.bindparam("token")))
+_STATUS = Statement(sa.select(_r.c.status, _r.c.fence).where(_r.c.id == _key))
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
 _JOURNAL = Statement(sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position))
 _HISTORY = Statement(
@@ -252,7 +256,8 @@ class Runs:
                 spec=encode(spec),
                 body=body,
             )
-            await self._outbox.record(tx, workspace, run.id, f"thread.run.{run.status}", body)
+            for name in ("created", run.status):  # two events, as in a stream
+                await self._outbox.record(tx, workspace, run.id, f"thread.run.{name}", body)
             return Created(body, meeting.changed, meeting.waits, thread_body)
 
         return await self._db.write(work)
@@ -451,10 +456,10 @@ class Runs:
         whoever held those leases is gone."""
         return await self._db.write(lambda tx: tx.run(_ADOPT, now=millis(clock.now())))
 
-    async def status(self, row: RunRow) -> str | None:
-        """The stored status of a run that was claimed as ``row``; ``None`` when that claim is void."""
-        found = await self._db.row(_STATUS, key=row.id, token=row.fence)
-        return None if found is None else found[0]
+    async def status(self, id: str, fence: int | None = None) -> str | None:
+        """The stored status of a run; ``None`` when it is gone, or when ``fence`` is given and no longer its token."""
+        row = await self._db.row(_STATUS, key=id)
+        return None if row is None or fence not in (None, row[1]) else row[0]
 
     async def journal(self, id: str) -> Journal:
         """What run ``id`` has done so far."""

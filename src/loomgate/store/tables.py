@@ -173,6 +173,8 @@ steps = sa.Table(
 )
 
 # Webhook calls still to be made: written with the status change they tell of, so none is lost or invented.
+# ``position`` orders the events of one run for one endpoint; ``due`` (milliseconds) is null while an earlier one of
+# these is not over, and again when this one is, which is what ``ended_at`` says.
 deliveries = sa.Table(
     "deliveries",
     metadata,
@@ -181,10 +183,19 @@ deliveries = sa.Table(
     _text("run_id"),
     _integer("position"),
     _counter("attempts"),
-    _integer("due", nullable=True),  # milliseconds; null when delivered or given up
+    _integer("created_at"),
+    _integer("due", nullable=True),
     _integer("ended_at", nullable=True),
     _text("outcome", nullable=True),
-    _blob("payload"),
-    sa.Index("ix_deliveries_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
-    sa.Index(None, "ended_at"),
+    _blob("payload"),  # emptied when it was delivered
+    sa.Index("ix_deliveries_due", "endpoint", "due", sqlite_where=sa.text("due IS NOT NULL")),
+    sa.Index(
+        "ix_deliveries_owed",
+        "endpoint",
+        "run_id",
+        "position",
+        unique=True,
+        sqlite_where=sa.text("ended_at IS NULL"),
+    ),
+    sa.Index("ix_deliveries_ended_at", "ended_at", sqlite_where=sa.text("ended_at IS NOT NULL")),
 )

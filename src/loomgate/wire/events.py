@@ -21,7 +21,9 @@ def frame(name: str, data: bytes) -> bytes:
 
 
 def with_id(id: str, event: bytes) -> bytes:
-    """``event`` with an ``id:`` line, for viewers that asked for ids (docs/extensions.md)."""
+    """``event`` with an ``id:`` line, for viewers that asked for ids (docs/extensions.md). A comment stays alone."""
+    if event.startswith(b":"):
+        return event
     return b"id: %b\n%b" % (id.encode(), event)
 
 

@@ -28,7 +28,7 @@ DEFAULT_TTL = 600  # seconds, RUN-02
 class Truncation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """How much of the thread the model sees (RUN-18, RUN-19)."""
 
-    type: Literal["auto", "last_messages"] = "auto"
+    type: Literal["auto", "last_messages"]
     last_messages: Annotated[int, Meta(ge=1)] | None = None
 
 
@@ -143,7 +143,7 @@ class Run(msgspec.Struct, kw_only=True):
     top_p: float | None = 1.0
     max_completion_tokens: int | None = None
     max_prompt_tokens: int | None = None
-    truncation_strategy: Truncation = msgspec.field(default_factory=Truncation)
+    truncation_strategy: Truncation = msgspec.field(default_factory=lambda: Truncation(type="auto"))
     incomplete_details: IncompleteRun | None = None
     usage: Usage | None = None
     response_format: ResponseFormat = "auto"

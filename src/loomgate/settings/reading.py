@@ -1,11 +1,9 @@
-"""One frozen `Settings`: every key with its type, default and meaning is a field here, and nowhere else.
+"""Where the values of settings come from, and what makes one wrong: each mistake is one line that names its key.
 
-What must live here: keys, where their values come from (defaults, then ``loomgate.toml``, then ``LOOMGATE_*``
-environment variables, then the command line), and what makes a value wrong. What must not: opening anything but
-the settings file, and knowledge of the rooms that use a setting (so a provider's ``vendor`` is only a name here).
-
-`describe` gives the declared keys to the documentation's test. A key is checked by its declared type; what a type
-cannot say (one key against another, addresses, key material) is in `_check`.
+What must live here: defaults, then ``loomgate.toml``, then ``LOOMGATE_*`` environment variables, then the command line.
+What must not: opening anything but the settings file. `describe` gives the declared keys to the documentation's test.
+A key is checked by its declared type; what a type cannot say (one key against another, addresses, key material) is in
+`_check`.
 """
 
 import base64
@@ -17,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, final, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,199 +24,11 @@ import msgspec.structs
 from msgspec import Meta
 
 from loomgate.errors import SettingError
+from loomgate.settings.declared import Name, Provider, Secret, Settings
 
 _PREFIX = "LOOMGATE_"
 _CONFIG = "LOOMGATE_CONFIG"
 _DEFAULT_FILE = "loomgate.toml"
-
-RunEvent = Literal[
-    "thread.run.created",
-    "thread.run.queued",
-    "thread.run.in_progress",
-    "thread.run.requires_action",
-    "thread.run.completed",
-    "thread.run.incomplete",
-    "thread.run.failed",
-    "thread.run.cancelling",
-    "thread.run.cancelled",
-    "thread.run.expired",
-]
-
-
-@final
-class Secret:
-    """A value that no repr, str, format or message shows; `reveal` gives it to the one place that needs it.
-
-    An empty secret is false.
-    """
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str = "") -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The plain value: for a header or a key derivation, never for a log, an error or a page."""
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "Secret(***)" if self._value else "Secret()"
-
-
-# The shapes that several keys share. `Meta.pattern` is searched, hence the anchors.
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-
-
-class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """A model endpoint that the operator declares as ``[providers.NAME]``; times are in seconds."""
-
-    name: _Name
-    vendor: Annotated[_Name, Meta(description="Row of the provider catalogue that it speaks like; left out: NAME.")]
-    base_url: Annotated[str, Meta(description="Where its API begins; empty: the vendor's own address.")] = ""
-    api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
-    models: Annotated[
-        tuple[str, ...],
-        Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
-    ] = ()
-    default: Annotated[
-        bool,
-        Meta(
-            description="Gets the models that no pattern claims; left out: true if it is the only provider declared"
-            " and has no `models`."
-        ),
-    ] = False
-    connect_seconds: Annotated[float, Meta(gt=0, description="Longest wait for a connection.")] = 10.0
-    first_byte_seconds: Annotated[float, Meta(gt=0, description="Longest wait for the answer to begin.")] = 120.0
-    idle_seconds: Annotated[float, Meta(gt=0, description="Longest silence within an answer.")] = 120.0
-    total_seconds: Annotated[float, Meta(gt=0, description="Longest time for one attempt as a whole.")] = 600.0
-    max_attempts: Annotated[
-        int, Meta(ge=1, le=20, description="Attempts for one model call, the first one included.")
-    ] = 4
-
-
-class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A slug that clients send as ``x-portkey-virtual-key``, declared as ``[virtual_keys.SLUG]``."""
-
-    slug: _Name
-    provider: Annotated[_Name, Meta(description="Name of a declared provider or of a vendor in the catalogue.")]
-    api_key: Annotated[Secret, Meta(description="The key it stands for; empty: the provider's own key.")] = Secret()
-    base_url: Annotated[str, Meta(description="Where the API begins; empty: the provider's own address.")] = ""
-    workspace: Annotated[_Name, Meta(description="The workspace whose API keys may use it.")] = "default"
-
-
-class Webhook(msgspec.Struct, frozen=True, kw_only=True):
-    """Where run events are delivered, declared as ``[[webhooks]]``; signed as Standard Webhooks says.
-
-    Private addresses are allowed: the operator chose them, no client can.
-    """
-
-    url: Annotated[str, Meta(description="Address that receives the events by POST.")]
-    secret: Annotated[Secret, Meta(description="Signing secret: `whsec_` and 24 to 64 bytes in base64.")]
-    events: Annotated[tuple[RunEvent, ...], Meta(description="Names of the events to send; empty: all of them.")] = ()
-    workspace: Annotated[_Name, Meta(description="The workspace whose runs it hears of.")] = "default"
-
-    def signing_key(self) -> bytes:
-        """The secret's bytes, with which deliveries are signed (HMAC-SHA256, Standard Webhooks)."""
-        return base64.b64decode(self.secret.reveal().removeprefix("whsec_"), validate=True)
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Every setting of a server. Made by `load`; a key named ``*_seconds`` is in seconds, ``*_bytes`` in bytes."""
-
-    host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0: any free one.")] = 8787
-    data: Annotated[Path, Meta(description="Folder for the database and the seal key.")] = Path("./loomgate-data")
-    database_url: Annotated[
-        str, Meta(description="`sqlite:///` and a path; empty: `loomgate.db` in the data folder.")
-    ] = ""
-    seal_key: Annotated[
-        Secret,
-        Meta(
-            description="Key that seals stored secrets: 32 bytes in base64 or hex; empty: kept in `seal.key` in `data`."
-        ),
-    ] = Secret()
-    max_body_bytes: Annotated[
-        # 64 MiB: a few dozen messages of 256,000 characters (BEHAVIOUR LIM-13), each \uXXXX-escaped to six bytes.
-        int, Meta(ge=1024, description="Largest request body; a larger one is answered with 413.")
-    ] = 64 * 1024 * 1024
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="The least serious log line that is written.")
-    ] = "info"
-    run_ttl_seconds: Annotated[
-        int, Meta(ge=1, description="How long a run may take before it expires, if its request does not say.")
-    ] = 600
-    run_ttl_max_seconds: Annotated[
-        int, Meta(ge=1, description="The longest time to expiry that a request may ask for its run.")
-    ] = 86400
-    worker_concurrency: Annotated[int, Meta(ge=1, description="How many runs one process drives at a time.")] = 256
-    lease_seconds: Annotated[
-        float, Meta(gt=0, description="After this long without a renewal another worker takes a run over.")
-    ] = 15.0
-    lease_renew_seconds: Annotated[
-        float, Meta(gt=0, description="How often a worker renews its leases; at most half of `lease_seconds`.")
-    ] = 5.0
-    poll_interval_seconds: Annotated[
-        float, Meta(gt=0, description="How often an idle worker looks for runs that nobody told it of.")
-    ] = 1.0
-    poll_after_ms: Annotated[
-        int, Meta(ge=0, description="The wait between polls that `openai-poll-after-ms` suggests; 0: header not sent.")
-    ] = 200
-    active_thread: Annotated[
-        Literal["reject", "enqueue", "interrupt"],
-        Meta(
-            description="What a second run or message on a thread with an active run meets: a 400, waiting its turn,"
-            " or cancelling the first."
-        ),
-    ] = "reject"
-    cancel_on_disconnect: Annotated[
-        bool, Meta(description="Cancel a streamed run when its client goes away; false: the run goes on.")
-    ] = False
-    stream_keepalive_seconds: Annotated[
-        float, Meta(gt=0, description="A silent stream gets a comment line this often.")
-    ] = 15.0
-    stream_retention_seconds: Annotated[
-        float, Meta(ge=0, description="How long an event stays available to a viewer that comes late or back.")
-    ] = 600.0
-    stream_retention_bytes: Annotated[
-        int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
-    ] = 16 * 1024 * 1024
-    drain_seconds: Annotated[
-        float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
-    ] = 10.0
-    sqlite_synchronous: Annotated[
-        Literal["full", "normal"],
-        Meta(description="`full`: what is acknowledged survives a power cut; `normal`: faster, may lose a second."),
-    ] = "full"
-    webhook_retry_seconds: Annotated[
-        tuple[Annotated[float, Meta(ge=0)], ...],
-        Meta(description="Waits before the second and every later attempt to deliver an event; then it is given up."),
-    ] = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-    context_window: Annotated[
-        Mapping[str, Annotated[int, Meta(ge=256)]],
-        Meta(description="Pattern of model names to context size in tokens, before the built-in table."),
-    ] = {}
-    providers: Annotated[Mapping[str, Provider], Meta(description="Model endpoints by name, see below.")] = {}
-    virtual_keys: Annotated[Mapping[str, VirtualKey], Meta(description="Virtual keys by slug, see below.")] = {}
-    webhooks: Annotated[tuple[Webhook, ...], Meta(description="Receivers of run events, see below.")] = ()
-
-    @property
-    def database_path(self) -> Path:
-        """The SQLite file that ``database_url`` and ``data`` stand for."""
-        return Path(self.database_url.removeprefix("sqlite:///")) if self.database_url else self.data / "loomgate.db"
-
-    @property
-    def default_provider(self) -> Provider | None:
-        """The provider for models that no pattern claims, if there is one."""
-        return next((provider for provider in self.providers.values() if provider.default), None)
 
 
 class Described(NamedTuple):
@@ -306,9 +116,9 @@ def decode_seal_key(text: str) -> bytes:
 def check_name(key: str, name: str) -> str:
     """``name`` if it can name a provider, slug or workspace; raises `SettingError` for ``key`` if not."""
     try:
-        return msgspec.convert(name, _Name)
+        return msgspec.convert(name, Name)
     except msgspec.ValidationError:
-        raise SettingError(key, _expected(_Name), _found(name)) from None
+        raise SettingError(key, _expected(Name), _found(name)) from None
 
 
 def check_url(key: str, url: str, own: Settings | None) -> None:

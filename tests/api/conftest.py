@@ -1,0 +1,112 @@
+"""Servers for the tests of runs: one that is busy, and one whose model endpoint is a stand-in over real HTTP."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loomgate.settings import Provider, Secret, VirtualKey
+from tests.api.driving import Lives
+from tests.support.server import Client, Server, serving
+from tests.support.upstream import ModelEndpoint
+
+OPERATOR_KEY = "sk-operator-0123456789abcdef"
+SLUG_KEY = "sk-of-the-slug-0123456789abcdef"
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Iterator[Callable[[], ModelEndpoint]]:
+    """Makes stand-in model endpoints, in a thread of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="model-endpoints", daemon=True)
+    thread.start()
+    made: list[ModelEndpoint] = []
+
+    def run(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    async def begin() -> ModelEndpoint:
+        endpoint = ModelEndpoint()
+        await endpoint.start()
+        return endpoint
+
+    def make() -> ModelEndpoint:
+        made.append(run(begin()))
+        return made[-1]
+
+    yield make
+    for endpoint in made:
+        run(endpoint.stop())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def _endpoint(endpoints: Callable[[], ModelEndpoint]) -> ModelEndpoint:
+    return endpoints()
+
+
+@pytest.fixture
+def endpoint(_endpoint: ModelEndpoint) -> ModelEndpoint:
+    """The model endpoint of `routed`, with nothing received and nothing wrong."""
+    _endpoint.requests.clear()
+    _endpoint.faults.clear()
+    _endpoint.dropped.clear()
+    return _endpoint
+
+
+def provider(name: str, endpoint: ModelEndpoint, **fields: Any) -> Provider:
+    """A provider of the settings whose endpoint is ``endpoint``."""
+    given: dict[str, Any] = {"vendor": "openai", "api_key": Secret(OPERATOR_KEY), "max_attempts": 1}
+    return Provider(name=name, base_url=endpoint.base_url, **(given | fields))
+
+
+@pytest.fixture(scope="session")
+def _routed(_endpoint: ModelEndpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    providers = {
+        "standin": provider("standin", _endpoint, models=("stand-in*", "gpt-*", "o3*")),
+        "hasty": provider("hasty", _endpoint, models=("hasty",), first_byte_seconds=0.2, idle_seconds=0.2),
+        "stubborn": provider("stubborn", _endpoint, models=("stubborn",), max_attempts=2),
+        # A vendor whose endpoint does not know parallel_tool_calls: the field is not sent.
+        "plain": provider("plain", _endpoint, models=("plain",), vendor="together-ai"),
+    }
+    keys = {"team": VirtualKey(slug="team", provider="standin", api_key=Secret(SLUG_KEY), workspace="default")}
+    with serving(
+        tmp_path_factory.mktemp("routed") / "data",
+        providers=providers,
+        virtual_keys=keys,
+        context_window={"stand-in-small": 1024},
+    ) as made:
+        made.new_key("default")
+        yield made
+
+
+@pytest.fixture
+def routed(_routed: Server, endpoint: ModelEndpoint) -> Server:
+    """A server whose models ``stand-in*`` are played by `endpoint`."""
+    assert endpoint.base_url
+    return _routed
+
+
+@pytest.fixture
+def standin(routed: Server) -> Client:
+    """A client of `routed` in a workspace of its own."""
+    return routed.client()
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that drives one run at a time."""
+    folder: Path = tmp_path_factory.mktemp("busy")
+    with serving(folder / "data", worker_concurrency=1, drain_seconds=0.1) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def lives(server: Server, busy: Server) -> Lives:
+    """Brings runs into any status."""
+    return Lives(server.client(), busy.client())

@@ -1,0 +1,1 @@
+"""Tests of the HTTP room: raw requests against a real server, and its pure parts."""
