@@ -232,7 +232,7 @@ class Turn:
             commit.fields["incomplete_details"] = IncompleteRun("max_completion_tokens")
             self._close(commit, "max_tokens", now, usage)
         elif end.reason == "content_filter":
-            empty = not (self._text or self._refusal)
+            empty = not (self._text or self._refusal or self._said)
             if empty:
                 # RUN-92: `incomplete` has no such reason, so an answer that was filtered whole is a failure.
                 commit.verb = "fail"

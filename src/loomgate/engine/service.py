@@ -131,7 +131,7 @@ class Engine:
         if created.thread_body is not None:
             told.append(events.frame("thread.created", created.thread_body))
         told += [events.run_event(run, created.body, "created"), events.run_event(run, created.body)]
-        self._bus.publish(run.id, told)
+        self._bus.publish(run.id, told, first=True)
         self._tell_changed(created.changed)
         self._bus.poke()
         return Started(created.body, viewer)
@@ -146,11 +146,11 @@ class Engine:
 
     async def modify_run(self, workspace: str, thread_id: str, run_id: str, change: Callable[[Run], Run]) -> bytes:
         """Change a terminal run by ``change``; see `Runs.modify`."""
-        return await self.store.runs.modify(workspace, thread_id, run_id, change)
+        return await self._fresh(lambda: self.store.runs.modify(workspace, thread_id, run_id, change))
 
     async def cancel_run(self, workspace: str, thread_id: str, run_id: str) -> bytes:
         """Ask for the run's end; the answer says `cancelling` (RUN-51, RUN-54). Raises 404, 400."""
-        ended = await self.store.runs.cancel(workspace, thread_id, run_id)
+        ended = await self._fresh(lambda: self.store.runs.cancel(workspace, thread_id, run_id))
         points.reached("cancelling")
         self._tell_changed([ended])
         return ended.body
@@ -162,7 +162,7 @@ class Engine:
         finished step (SSE-42)."""
         viewer = self._bus.subscribe(run_id) if stream else None
         try:
-            submitted = await self.store.runs.submit(workspace, thread_id, run_id, outputs)
+            submitted = await self._fresh(lambda: self.store.runs.submit(workspace, thread_id, run_id, outputs))
         except BaseException:
             if viewer is not None:
                 viewer.close()
@@ -224,10 +224,10 @@ class Engine:
 
     # Pieces
 
-    async def _fresh(self, read: Callable[[], Awaitable[T | Overdue]]) -> T:
-        """What ``read`` answers once no run in it is past its time."""
+    async def _fresh(self, attempt: Callable[[], Awaitable[T | Overdue]]) -> T:
+        """What ``attempt`` answers once no run that it meets is past its time."""
         while True:
-            found = await read()
+            found = await attempt()
             if not isinstance(found, Overdue):
                 return found
             for run_id in found.ids:
