@@ -8,13 +8,13 @@ from typing import Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.objects import WORKSPACE, make_message, make_thread
 
 from loomgate.errors import ApiError
 from loomgate.store import Store, schema
 from loomgate.store.database import Database
 from loomgate.store.seal import Sealer
 from loomgate.wire.page import Page, PageQuery
-from tests.support.objects import WORKSPACE, make_message, make_thread
 
 Order = Literal["asc", "desc"]
 COUNT = 9

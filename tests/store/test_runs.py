@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
+from tests.support.run_fields import wrong_message, wrong_run, wrong_step
 
 from loomgate import clock
 from loomgate.errors import ApiError, IllegalTransition, LeaseLost
@@ -27,8 +29,6 @@ from loomgate.wire.runs import (
     Usage,
 )
 from loomgate.wire.threads import Thread
-from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
-from tests.support.run_fields import wrong_message, wrong_run, wrong_step
 
 pytestmark = pytest.mark.anyio
 
