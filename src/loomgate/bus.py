@@ -49,7 +49,7 @@ class Subscription:
         channel.waiting.add(self._woken)
 
     def begin(self, prelude: list[bytes], *, over: bool) -> None:
-        """Give ``prelude`` first, under the id of the last event before; ``over``: and nothing after it."""
+        """Give ``prelude`` first, its end under the id of the last event before; ``over``: and nothing after it."""
         self._prelude.extend(prelude)
         if over:
             self._prelude.append(DONE)
@@ -61,7 +61,8 @@ class Subscription:
             event = self._prelude.popleft()
             if event is DONE:
                 self.close()
-            return self._bus.id_of(self._at), event
+            # Who breaks off inside it has not seen all of the state: its id is one that gets the state once more.
+            return self._bus.id_of(self._at) if not self._prelude else self._bus.no_id, event
         while self._at < channel.last:
             self._at = max(self._at, channel.base - 1) + 1
             event = channel.events[self._at - channel.base]
@@ -123,6 +124,11 @@ class Bus:
     def id_of(self, number: int) -> str:
         """The event id of event ``number`` of a channel, such as ``19a9c1f3b2d-17``."""
         return f"{self._epoch}-{number}"
+
+    @property
+    def no_id(self) -> str:
+        """An event id that stands for no event of a channel."""
+        return f"{self._epoch}-state"
 
     def poke(self) -> None:
         """Tell the worker of this process that a run may be due."""

@@ -1,251 +1,301 @@
-"""Threads: their messages' order and number, lists by metadata, and what a delete leaves."""
+"""Threads and messages at rest: tags, places, the limit of messages, and what deleting a thread leaves behind."""
 
 import asyncio
-from typing import Any
+from itertools import product
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
+import sqlalchemy as sa
+from tests.support.objects import (
+    WORKSPACE,
+    make_answer,
+    make_message,
+    make_run,
+    make_step,
+    make_thread,
+)
 
 from loomgate.errors import ApiError, LeaseLost
-from loomgate.store import Store
-from loomgate.store.database import Database
-from loomgate.store.runs import Commit
+from loomgate.store import Store, tables
+from loomgate.store.database import Database, Statement
+from loomgate.store.runs import Claimed, Commit
 from loomgate.wire.page import PageQuery
-from loomgate.wire.runs import RunSpec
+from loomgate.wire.runs import Run, RunSpec
 from loomgate.wire.threads import MAX_MESSAGES, Thread
 
 pytestmark = pytest.mark.anyio
 
-ALL = PageQuery(limit=100, order="asc")
+_t, _m, _r, _s = tables.threads, tables.messages, tables.runs, tables.steps
+SET_COUNT = Statement(sa.update(_t).where(_t.c.id == sa.bindparam("key")).values(messages=sa.bindparam("count")))
+COUNT = Statement(sa.select(_t.c.messages).where(_t.c.id == sa.bindparam("key")))
+PLACES = Statement(
+    sa.select(_m.c.position, _m.c.place).where(_m.c.thread_id == sa.bindparam("key")).order_by(_m.c.position)
+)
 
 
-async def _messages(store: Store, thread: str, run: str | None = None) -> list[str]:
-    return (await store.threads.messages(WORKSPACE, thread, ALL, run)).ids
+async def rows_left(database: Database, thread: str) -> dict[str, int]:
+    """How many rows of each kind name ``thread``."""
+    found: dict[str, int] = {}
+    for table in (_m, _s, _r, tables.thread_tags, tables.purges):
+        counted = Statement(sa.select(sa.func.count()).where(table.c.thread_id == sa.bindparam("key")))
+        row = await database.row(counted, key=thread)
+        assert row is not None
+        found[table.name] = row[0]
+    return found
 
 
-async def _threads(store: Store, tags: dict[str, str], **query: Any) -> list[str]:
-    return (await store.threads.page(WORKSPACE, PageQuery(**query), tags)).ids
+async def new_thread(store: Store, texts: int = 1, rule: str | None = None, workspace: str = WORKSPACE) -> Thread:
+    thread = make_thread(rule)
+    await store.threads.create(workspace, thread, [make_message(thread.id, str(n)) for n in range(texts)])
+    return thread
 
 
-async def test_lists_of_threads_by_metadata(store: Store) -> None:
-    threads = [make_thread(metadata={"user": str(n % 3), "even": str(n % 2 == 0), "n": str(n)}) for n in range(12)]
-    for thread in threads:
-        await store.threads.create(WORKSPACE, thread, [])
-    await store.threads.create("another", make_thread(metadata={"user": "0"}), [])
-    ids = [thread.id for thread in threads][::-1]
-
-    def having(**tags: str) -> list[str]:
-        return [id for id in ids if all(t.metadata[k] == v for t in threads if t.id == id for k, v in tags.items())]
-
-    assert await _threads(store, {}, limit=100) == ids
-    for tags in ({"user": "0"}, {"user": "1", "even": "True"}, {"user": "2", "even": "False", "n": "5"}):
-        found = await _threads(store, tags, limit=100)
-        assert found == having(**tags)
-        assert found
-    assert await _threads(store, {"user": "7"}, limit=100) == []
-    assert await _threads(store, {"user": "0", "n": "1"}, limit=100) == []
-
-    page = await store.threads.page(WORKSPACE, PageQuery(limit=3), {"user": "0"})
-    assert page.has_more
-    rest = await store.threads.page(WORKSPACE, PageQuery(limit=3, after=page.ids[-1]), {"user": "0"})
-    assert [*page.ids, *rest.ids] == having(user="0")
-    assert not rest.has_more
-    other = await store.threads.page(WORKSPACE, PageQuery(limit=3, after=ids[0]), {"user": "0"})
-    assert other.ids == page.ids, "a cursor that does not match the filter is a position all the same"
-
-
-async def test_changed_metadata_is_found_and_the_old_is_not(store: Store) -> None:
-    thread = make_thread(metadata={"user": "1", "kind": "a"})
-    await store.threads.create(WORKSPACE, thread, [])
-
-    def change(found: Thread) -> Thread:
-        return msgspec.structs.replace(found, metadata={"user": "2"})
-
-    await store.threads.modify(WORKSPACE, thread.id, change)
-    assert await _threads(store, {"user": "2"}) == [thread.id]
-    assert await _threads(store, {"user": "1"}) == await _threads(store, {"kind": "a"}) == []
-
-
-@pytest.mark.behaviour("THR-02")
-async def test_messages_stand_in_the_order_of_their_commits(store: Store) -> None:
-    thread = make_thread()
-    first = [make_message(thread.id) for _ in range(3)]
-    await store.threads.create(WORKSPACE, thread, first)
-    more = [make_message(thread.id) for _ in range(20)]
-    done: list[str] = []
-
-    async def add(number: int) -> None:
-        await store.threads.add_message(WORKSPACE, more[number])
-        done.append(more[number].id)
-
-    await asyncio.gather(*(add(number) for number in range(20)))
-    assert await _messages(store, thread.id) == [*(message.id for message in first), *done]
-
-
-async def test_a_runs_messages_stand_where_the_run_does_for_the_model(store: Store) -> None:
-    thread = make_thread("enqueue")
-    asked = make_message(thread.id, "France?")
+async def start(store: Store, thread: Thread) -> tuple[Run, Claimed]:
+    """A run on ``thread`` that a worker holds."""
     run = make_run(thread.id)
-    await store.runs.create(WORKSPACE, run, RunSpec(), [asked], thread)
-    (claimed,) = await store.runs.claim("w", 1, 15)
-    later = make_message(thread.id, "Spain?")
-    await store.threads.add_message(WORKSPACE, later)
-    answer = make_answer(run, "Paris.")
-    await store.runs.apply(claimed.row, Commit(turn=1, open_steps=[make_step(run, answer)], open_messages=[answer]))
-    assert await _messages(store, thread.id) == [asked.id, later.id, answer.id]
-    assert await _messages(store, thread.id, run.id) == [answer.id]
-    seen = await store.runs.history(thread.id, 1 << 40, (0, 0), 10)
-    assert [msgspec.json.decode(body)["id"] for _, _, body in seen] == [asked.id, answer.id, later.id]
-    before = await store.runs.history(thread.id, claimed.row.position, (0, 0), 10)
-    assert [msgspec.json.decode(body)["id"] for _, _, body in before] == [asked.id], "nothing that came after it"
+    await store.runs.create(WORKSPACE, run, RunSpec(), [])
+    (claimed,) = await store.runs.claim("worker", 1, 60)
+    assert claimed.row.id == run.id
+    return run, claimed
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 7), st.integers(0, 15))
-def test_history_is_whole_in_chunks_of_any_size(chunk: int, count: int) -> None:
-    async def work() -> None:
-        import tempfile
-        from pathlib import Path
-
-        from loomgate.store import schema
-        from loomgate.store.seal import Sealer
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "x.db"
-            schema.prepare(path)
-            store = Store(Database(path, synchronous="normal"), Sealer(bytes(32)), [], "reject")
-            thread = make_thread()
-            messages = [make_message(thread.id) for _ in range(count)]
-            await store.threads.create(WORKSPACE, thread, messages)
-            found: list[str] = []
-            after = (0, 0)
-            while part := await store.runs.history(thread.id, 1 << 40, after, chunk):
-                found += [msgspec.json.decode(body)["id"] for _, _, body in part]
-                after = part[-1][:2]
-            assert found == [message.id for message in messages]
-            await store.close()
-
-    asyncio.run(work())
+def texts(bodies: list[bytes]) -> list[str]:
+    return [msgspec.json.decode(body)["content"][0]["text"]["value"] for body in bodies]
 
 
-async def _count(database: Database, thread: str) -> int:
-    return next(iter(database._reader.execute("SELECT messages FROM threads WHERE id = ?", (thread,))))[0]
+class TestTags:
+    """Lists of threads by metadata, an extension (docs/extensions.md)."""
+
+    async def test_a_list_has_the_threads_with_all_pairs(self, store: Store) -> None:
+        made = [
+            make_thread(metadata={"user": user, "kind": kind})
+            for user, kind, _ in product(("ann", "bob"), ("chat", "mail"), range(3))
+        ]
+        made += [make_thread(metadata={"user": "ann"}), make_thread()]
+        for thread in made:
+            await store.threads.create(WORKSPACE, thread, [])
+        await store.threads.create("other", make_thread(metadata={"user": "ann", "kind": "chat"}), [])
+
+        for tags in ({}, {"user": "ann"}, {"kind": "mail"}, {"user": "bob", "kind": "chat"}, {"user": "eve"}):
+            wanted = [thread.id for thread in made if tags.items() <= thread.metadata.items()]
+            for order, limit in product(("asc", "desc"), (1, 2, 3, 20)):
+                query = PageQuery(order=order, limit=limit)  # type: ignore[arg-type]
+                seen: list[str] = []
+                while True:
+                    page = await store.threads.page(WORKSPACE, query, tags)
+                    assert len(page.ids) <= limit
+                    assert [msgspec.json.decode(body)["id"] for body in page.bodies] == page.ids
+                    seen += page.ids
+                    if not page.has_more:
+                        break
+                    query = msgspec.structs.replace(query, after=page.ids[-1])
+                assert seen == (wanted if order == "asc" else wanted[::-1]), (tags, order, limit)
+
+    async def test_before_and_after_bound_a_filtered_list(self, store: Store) -> None:
+        made = [make_thread(metadata={"even": str(n % 2 == 0)}) for n in range(8)]
+        for thread in made:
+            await store.threads.create(WORKSPACE, thread, [])
+        query = PageQuery(order="asc", after=made[1].id, before=made[6].id)  # a cursor need not match (LIST-22)
+        page = await store.threads.page(WORKSPACE, query, {"even": "True"})
+        assert page.ids == [made[2].id, made[4].id]
+        query = PageQuery(order="asc", before=made[6].id, limit=1)
+        page = await store.threads.page(WORKSPACE, query, {"even": "True"})
+        assert (page.ids, page.has_more) == ([made[4].id], True)
+
+    async def test_tags_follow_a_change_of_metadata_and_a_delete(self, store: Store) -> None:
+        thread = make_thread(metadata={"user": "ann"})
+        await store.threads.create(WORKSPACE, thread, [])
+
+        async def found(**tags: str) -> list[str]:
+            return (await store.threads.page(WORKSPACE, PageQuery(), tags)).ids
+
+        await store.threads.modify(
+            WORKSPACE, thread.id, lambda before: msgspec.structs.replace(before, metadata={"user": "bob", "new": "1"})
+        )
+        assert await found(user="ann") == []
+        assert await found(user="bob") == await found(new="1") == await found(user="bob", new="1") == [thread.id]
+        await store.threads.delete(WORKSPACE, thread.id)
+        assert await found(user="bob") == []
+
+
+class TestDelete:
+    @pytest.mark.behaviour("THR-05", "LOCK-09")
+    async def test_all_of_a_deleted_thread_is_unknown_at_once(self, store: Store) -> None:
+        thread = await new_thread(store)
+        run, claimed = await start(store, thread)
+        step = make_step(run)
+        await store.runs.apply(claimed.row, Commit(turn=1, open_steps=[step]))
+        (message,) = (await store.threads.messages(WORKSPACE, thread.id, PageQuery(), None)).ids
+
+        await store.threads.delete(WORKSPACE, thread.id)
+        for question in (
+            store.threads.body(WORKSPACE, thread.id),
+            store.threads.delete(WORKSPACE, thread.id),
+            store.threads.message_body(WORKSPACE, thread.id, message),
+            store.threads.messages(WORKSPACE, thread.id, PageQuery(), None),
+            store.threads.add_message(WORKSPACE, make_message(thread.id)),
+            store.threads.delete_message(WORKSPACE, thread.id, message),
+            store.runs.body(WORKSPACE, thread.id, run.id),
+            store.runs.page(WORKSPACE, thread.id, PageQuery()),
+            store.runs.steps(WORKSPACE, thread.id, run.id, PageQuery()),
+            store.runs.step(WORKSPACE, thread.id, run.id, step.id),
+            store.runs.cancel(WORKSPACE, thread.id, run.id),
+            store.runs.create(WORKSPACE, make_run(thread.id), RunSpec(), []),
+        ):
+            with pytest.raises(ApiError, match=f"No thread found with id '{thread.id}'") as caught:
+                await question
+            assert caught.value.status == 404
+
+    @pytest.mark.behaviour("LOCK-09")
+    async def test_its_active_runs_are_aborted_the_one_that_holds_it_and_those_that_wait(self, store: Store) -> None:
+        thread = await new_thread(store, rule="enqueue")
+        ended, claimed = await start(store, thread)
+        await store.runs.end(ended.id, "fail", fence=claimed.row.fence)
+        holding, claimed = await start(store, thread)
+        waiting = [make_run(thread.id) for _ in range(2)]
+        for run in waiting:
+            assert (await store.runs.create(WORKSPACE, run, RunSpec(), [])).waits
+
+        aborted = await store.threads.delete(WORKSPACE, thread.id)
+        assert sorted(aborted) == sorted([holding.id, *(run.id for run in waiting)])
+        with pytest.raises(LeaseLost):
+            await store.runs.apply(claimed.row, Commit(verb="complete"))
+        with pytest.raises(LeaseLost):
+            await store.runs.end(holding.id, "cancel", fence=claimed.row.fence)
+        assert await store.runs.claim("worker", 10, 60) == []
+        assert await store.runs.active() == 0
+
+    async def test_rows_go_in_steps_of_a_bounded_size(self, store: Store, database: Database) -> None:
+        kept = await new_thread(store, 3)
+        thread = await new_thread(store, 25)
+        run, claimed = await start(store, thread)
+        for turn in range(1, 8):
+            await store.runs.apply(claimed.row, Commit(turn=turn, open_steps=[make_step(run)]))
+        assert await store.threads.purge(10) is False, "nothing was deleted yet"
+        await store.threads.delete(WORKSPACE, thread.id)
+
+        left = await rows_left(database, thread.id)
+        assert left == {"messages": 25, "steps": 7, "runs": 1, "thread_tags": 0, "purges": 1}
+        rounds = 0
+        while await store.threads.purge(10):
+            rounds += 1
+            now = await rows_left(database, thread.id)
+            assert all(left[name] - now[name] <= 10 for name in ("messages", "steps", "runs"))
+            left = now
+        assert rounds == 4, "three for 25 messages, and one that finds nothing"
+        assert set(left.values()) == {0}
+        assert (await rows_left(database, kept.id))["messages"] == 3
+
+    async def test_a_thread_of_another_workspace_is_unknown(self, store: Store) -> None:
+        thread = await new_thread(store, workspace="other")
+        for question in (
+            store.threads.body(WORKSPACE, thread.id),
+            store.threads.delete(WORKSPACE, thread.id),
+            store.threads.modify(WORKSPACE, thread.id, lambda before: before),
+            store.threads.messages(WORKSPACE, thread.id, PageQuery(), None),
+            store.threads.add_message(WORKSPACE, make_message(thread.id)),
+        ):
+            with pytest.raises(ApiError) as caught:
+                await question
+            assert caught.value.status == 404
+        assert (await store.threads.page(WORKSPACE, PageQuery(), {})).ids == []
+        assert (await store.threads.page("other", PageQuery(), {})).ids == [thread.id]
 
 
 @pytest.mark.behaviour("MSG-15", "LIM-12")
-async def test_a_full_thread_takes_no_message_more(store: Store, database: Database) -> None:
-    thread = make_thread()
-    first = make_message(thread.id)
-    await store.threads.create(WORKSPACE, thread, [first])
-    database._writer.execute("UPDATE threads SET messages = ? WHERE id = ?", (MAX_MESSAGES - 1, thread.id))
-    await store.threads.add_message(WORKSPACE, make_message(thread.id))
-    for refused in (
-        lambda: store.threads.add_message(WORKSPACE, make_message(thread.id)),
-        lambda: store.runs.create(WORKSPACE, make_run(thread.id), RunSpec(), [make_message(thread.id)]),
-    ):
-        with pytest.raises(ApiError, match="at most 100000 messages") as error:
-            await refused()
-        assert error.value.status == 400
-    assert await _count(database, thread.id) == MAX_MESSAGES
-    await store.threads.delete_message(WORKSPACE, thread.id, first.id)
-    await store.threads.add_message(WORKSPACE, make_message(thread.id))
+class TestLimit:
+    """The counter of a thread stands for its 100,000 messages, so it is set instead of writing them."""
+
+    async def filled(self, store: Store, database: Database, count: int) -> Thread:
+        thread = await new_thread(store, 0)
+        await database.write(lambda tx: tx.run(SET_COUNT, key=thread.id, count=count))
+        return thread
+
+    async def test_the_last_message_fits_and_one_more_is_refused(self, store: Store, database: Database) -> None:
+        assert MAX_MESSAGES == 100_000
+        thread = await self.filled(store, database, 99_999)
+        last = make_message(thread.id)
+        await store.threads.add_message(WORKSPACE, last)
+        with pytest.raises(ApiError, match="at most 100000 messages") as caught:
+            await store.threads.add_message(WORKSPACE, make_message(thread.id))
+        assert (caught.value.status, caught.value.type) == (400, "invalid_request_error")
+        assert (await store.threads.messages(WORKSPACE, thread.id, PageQuery(), None)).ids == [last.id]
+        assert await database.row(COUNT, key=thread.id) == (100_000,)
+
+        await store.threads.delete_message(WORKSPACE, thread.id, last.id)
+        await store.threads.add_message(WORKSPACE, make_message(thread.id))
+
+    async def test_a_runs_additional_messages_count(self, store: Store, database: Database) -> None:
+        thread = await self.filled(store, database, 99_999)
+        run = make_run(thread.id, instructions="Be brief.")
+        messages = [make_message(thread.id) for _ in range(2)]
+        with pytest.raises(ApiError, match="at most 100000 messages"):
+            await store.runs.create(WORKSPACE, run, RunSpec(), messages)
+        assert (await store.threads.messages(WORKSPACE, thread.id, PageQuery(), None)).ids == []
+        assert await store.runs.active() == 0
+        await store.runs.create(WORKSPACE, run, RunSpec(), messages[:1])
+
+    async def test_what_a_run_writes_counts_too(self, store: Store, database: Database) -> None:
+        thread = await new_thread(store)
+        run, claimed = await start(store, thread)
+        answer = make_answer(run)
+        commit = Commit(turn=1, open_steps=[make_step(run, answer)], open_messages=[answer])
+        await store.runs.apply(claimed.row, commit)
+        assert await database.row(COUNT, key=thread.id) == (2,)
+
+    async def test_a_delete_that_finds_nothing_changes_no_count(self, store: Store, database: Database) -> None:
+        thread, other = await new_thread(store, 2), await new_thread(store, 1)
+        (elsewhere,) = (await store.threads.messages(WORKSPACE, other.id, PageQuery(), None)).ids
+        for id in ("msg_unknown", elsewhere):
+            with pytest.raises(ApiError, match="No message found") as caught:
+                await store.threads.delete_message(WORKSPACE, thread.id, id)
+            assert caught.value.status == 404
+        assert await database.row(COUNT, key=thread.id) == (2,)
 
 
-async def test_the_number_of_messages_is_that_of_the_rows(store: Store, database: Database) -> None:
-    thread = make_thread()
-    run = make_run(thread.id)
-    await store.runs.create(WORKSPACE, run, RunSpec(), [make_message(thread.id)], thread)
-    (claimed,) = await store.runs.claim("w", 1, 15)
-    one, other = make_answer(run), make_answer(run)
-    steps = [make_step(run, one), make_step(run, other)]
-    await store.runs.apply(claimed.row, Commit(turn=1, open_steps=steps, open_messages=[one, other]))
-    assert await _count(database, thread.id) == 3
-    await store.threads.delete_message(WORKSPACE, thread.id, one.id)
-    with pytest.raises(ApiError):
-        await store.threads.delete_message(WORKSPACE, thread.id, one.id)
-    assert await _count(database, thread.id) == 2
-    dropped = Commit(turn=1, drop_steps=[step.id for step in steps], drop_messages=[one.id, other.id])
-    await store.runs.apply(claimed.row, dropped)
-    assert await _count(database, thread.id) == 1 == len(await _messages(store, thread.id))
+class TestOrder:
+    """Positions order lists, places order what the model sees: the table of docs/why/order.md."""
 
+    async def test_a_runs_messages_stand_where_the_run_does(self, store: Store, database: Database) -> None:
+        thread = make_thread("enqueue")
+        await store.threads.create(WORKSPACE, thread, [make_message(thread.id, "Of France?")])
+        run, claimed = await start(store, thread)
+        await store.threads.add_message(WORKSPACE, make_message(thread.id, "And of Spain?"))
+        answer = make_answer(run, "Paris.")
+        await store.runs.apply(claimed.row, Commit(turn=1, open_steps=[make_step(run, answer)], open_messages=[answer]))
+        second = make_run(thread.id)
+        await store.runs.create(WORKSPACE, second, RunSpec(), [])
 
-@pytest.mark.behaviour("LOCK-07")
-async def test_a_clients_metadata_on_a_message_in_progress_is_kept(store: Store) -> None:
-    thread = make_thread()
-    run = make_run(thread.id)
-    await store.runs.create(WORKSPACE, run, RunSpec(), [make_message(thread.id)], thread)
-    (claimed,) = await store.runs.claim("w", 1, 15)
-    answer = make_answer(run)
-    await store.runs.apply(claimed.row, Commit(turn=1, open_steps=[make_step(run, answer)], open_messages=[answer]))
-    await store.threads.modify_message(
-        WORKSPACE, thread.id, answer.id, lambda found: msgspec.structs.replace(found, metadata={"seen": "1"})
-    )
-    await store.runs.apply(claimed.row, Commit(put_messages=[make_answer(run, "Hi.")]))
-    written = msgspec.structs.replace(make_answer(run, "Hi."), id=answer.id)
-    await store.runs.apply(claimed.row, Commit(put_messages=[written]))
-    shown = msgspec.json.decode(await store.threads.message_body(WORKSPACE, thread.id, answer.id))
-    assert shown["metadata"] == {"seen": "1"}
-    assert shown["content"][0]["text"]["value"] == "Hi."
+        listed = await store.threads.messages(WORKSPACE, thread.id, PageQuery(order="asc"), None)
+        assert texts(listed.bodies) == ["Of France?", "And of Spain?", "Paris."]
+        assert await database.rows(PLACES, key=thread.id) == [(1, 1), (3, 3), (5, 2)]
 
+        before_first = await store.runs.history(thread.id, claimed.row.position, (0, 0), 10)
+        assert texts([body for _, _, body in before_first]) == ["Of France?"]
+        before_second = await store.runs.history(thread.id, 6, (0, 0), 10)
+        assert texts([body for _, _, body in before_second]) == ["Of France?", "Paris.", "And of Spain?"]
+        assert [(place, position) for place, position, _ in before_second] == [(1, 1), (2, 5), (3, 3)]
 
-@pytest.mark.behaviour("THR-05", "LOCK-09")
-async def test_a_deleted_thread_is_gone_at_once_and_its_rows_in_steps(store: Store, database: Database) -> None:
-    thread = make_thread("enqueue", metadata={"a": "b"})
-    run, waiting = make_run(thread.id), make_run(thread.id)
-    await store.runs.create(WORKSPACE, run, RunSpec(), [make_message(thread.id) for _ in range(7)], thread)
-    await store.runs.create(WORKSPACE, waiting, RunSpec(), [make_message(thread.id)])
-    (claimed,) = await store.runs.claim("w", 5, 15)
-    answer = make_answer(run)
-    await store.runs.apply(claimed.row, Commit(turn=1, open_steps=[make_step(run, answer)], open_messages=[answer]))
-    assert sorted(await store.threads.delete(WORKSPACE, thread.id)) == sorted([run.id, waiting.id])
-    with pytest.raises(ApiError, match="No thread found"):
-        await store.threads.delete(WORKSPACE, thread.id)
-    for unknown in (
-        lambda: store.threads.body(WORKSPACE, thread.id),
-        lambda: store.threads.messages(WORKSPACE, thread.id, ALL, None),
-        lambda: store.threads.message_body(WORKSPACE, thread.id, answer.id),
-        lambda: store.threads.add_message(WORKSPACE, make_message(thread.id)),
-        lambda: store.runs.body(WORKSPACE, thread.id, run.id),
-        lambda: store.runs.page(WORKSPACE, thread.id, ALL),
-        lambda: store.runs.cancel(WORKSPACE, thread.id, run.id),
-    ):
-        with pytest.raises(ApiError, match="No thread found"):
-            await unknown()
-    assert await _threads(store, {"a": "b"}) == []
-    with pytest.raises(LeaseLost):
-        await store.runs.apply(claimed.row, Commit(put_messages=[answer]))
-    assert await store.runs.status(run.id, claimed.row.fence) is None
-    assert await store.runs.claim("w", 5, 15) == []
+    async def test_history_goes_on_from_where_it_stopped(self, store: Store) -> None:
+        thread = await new_thread(store, 7)
+        seen: list[str] = []
+        after = (0, 0)
+        while found := await store.runs.history(thread.id, 100, after, 3):
+            seen += texts([body for _, _, body in found])
+            after = found[-1][:2]
+        assert seen == list("0123456")
 
-    steps = 0
-    while await store.threads.purge(3):
-        steps += 1
-    assert steps >= 3
-    for table in ("messages", "steps", "runs", "thread_tags", "purges", "threads"):
-        assert list(database._reader.execute(f"SELECT * FROM {table}")) == [], table  # noqa: S608
+    async def test_a_position_is_never_given_again(self, store: Store, database: Database) -> None:
+        thread = await new_thread(store, 2)
+        listed = (await store.threads.messages(WORKSPACE, thread.id, PageQuery(order="asc"), None)).ids
+        await store.threads.delete_message(WORKSPACE, thread.id, listed[-1])
+        await store.threads.add_message(WORKSPACE, make_message(thread.id))
+        assert await database.rows(PLACES, key=thread.id) == [(1, 1), (3, 3)]
 
-
-@pytest.mark.behaviour("MSG-17", "MSG-19")
-async def test_a_message_is_known_in_its_own_thread_and_workspace(store: Store) -> None:
-    one, other = make_thread(), make_thread()
-    message = make_message(one.id)
-    await store.threads.create(WORKSPACE, one, [message])
-    await store.threads.create(WORKSPACE, other, [])
-    for workspace, thread, text in (
-        (WORKSPACE, other.id, "No message found"),
-        (WORKSPACE, "thread_nobody", "No thread found"),
-        ("another", one.id, "No thread found"),
-    ):
-        for verb in (
-            lambda w=workspace, t=thread: store.threads.message_body(w, t, message.id),
-            lambda w=workspace, t=thread: store.threads.modify_message(w, t, message.id, lambda found: found),
-            lambda w=workspace, t=thread: store.threads.delete_message(w, t, message.id),
-        ):
-            with pytest.raises(ApiError, match=text):
-                await verb()
-    await store.threads.delete_message(WORKSPACE, one.id, message.id)
-    with pytest.raises(ApiError, match="No message found"):
-        await store.threads.message_body(WORKSPACE, one.id, message.id)
+    @pytest.mark.behaviour("LIST-11", "THR-02")
+    async def test_writers_at_once_get_positions_of_their_own(self, store: Store, database: Database) -> None:
+        thread = await new_thread(store, 3)
+        await asyncio.gather(*(store.threads.add_message(WORKSPACE, make_message(thread.id)) for _ in range(40)))
+        assert await database.rows(PLACES, key=thread.id) == [(n, n) for n in range(1, 44)]
+        oldest = await store.threads.messages(WORKSPACE, thread.id, PageQuery(order="asc", limit=3), None)
+        assert texts(oldest.bodies) == ["0", "1", "2"]

@@ -26,7 +26,8 @@ from loomgate.store.rows import Ended
 from loomgate.store.runs import Claimed, Commit, Journal
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.lifecycle import RunVerb
-from loomgate.wire.runs import Failure, IncompleteRun, Usage
+from loomgate.wire.runs import Failure, IncompleteRun, Run, Step, Usage
+from loomgate.wire.threads import Message
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class _Drive:
         self._run = claimed.run
         self._spec = claimed.spec
         self._journal: Journal | None = None
+        self._turn: Turn | None = None
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -76,6 +78,13 @@ class _Drive:
         self._why = why
         if self._interruptible:
             self.task.cancel()
+
+    def present(self) -> tuple[Run, Step | None, Message | None] | None:
+        """The run, its open step and its open message as the events so far have told them; ``None`` when it is over."""
+        if self._run.status in lifecycle.SETTLED:
+            return None
+        step, message = (None, None) if self._turn is None else self._turn.present()
+        return self._run, step, message
 
     def _tell(self, told: list[bytes], *, settled: bool = False) -> None:
         self._worker.bus.publish(self.row.id, told, settled=settled)
@@ -166,7 +175,7 @@ class _Drive:
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
         points.reached("calling")
-        turn = Turn(runs, self.row, self._run, move, self._tell)
+        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell)
         try:
             try:
                 end = await self._stream(call, turn)
@@ -248,6 +257,7 @@ class _Drive:
 
     def _over(self, ended: Ended) -> None:
         points.reached("ended")
+        self._run = ended.run
         self._tell(ended.events, settled=True)
         if ended.promoted:
             self._worker.bus.poke()
@@ -310,6 +320,11 @@ class Worker:
     def active(self) -> int:
         """How many runs are in this worker's hands."""
         return len(self._drives)
+
+    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None] | None:
+        """What viewers of a run in this worker's hands have been told of it so far, else ``None``."""
+        drive = self._drives.get(run_id)
+        return None if drive is None else drive.present()
 
     async def end_overdue(self, run_id: str) -> None:
         """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that

@@ -208,12 +208,10 @@ class Database:
         try:
             job.result = _finish(job.work(self._write_tx))
         except BaseException as error:
-            # The driver's own errors (disk full, read-only file) are ours to the rooms above, which try again.
-            job.error = (
-                StoreError(f"the database {self._path} refuses to write: {error}")
-                if isinstance(error, apsw.Error)
-                else error
-            )
+            if isinstance(error, apsw.Error):
+                # Disk full, file read-only, …: an error that the rooms above know, and after which they try again.
+                error = StoreError(f"the database {self._path} refuses to write: {error}")
+            job.error = error
             if not self._writer.in_transaction:
                 return
             self._writer.execute("ROLLBACK TO job")
