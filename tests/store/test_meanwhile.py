@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
 
 from loomgate import clock
 from loomgate.errors import ApiError
@@ -10,7 +11,6 @@ from loomgate.store.database import Database
 from loomgate.store.runs import Claimed, Commit, Overdue
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec
-from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
 
 pytestmark = pytest.mark.anyio
 
