@@ -146,6 +146,18 @@ def test_an_upgrade_that_fails_is_one_line_and_leaves_the_revision(path: Path, m
     assert schema.revision(path) == "0001"
 
 
+def test_half_an_upgrade_never_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema.prepare(path)
+    before = query(path, "SELECT name, sql FROM sqlite_master ORDER BY name")
+    body = "op.execute('CREATE TABLE later (id TEXT)')\n    op.execute('DROP TABLE missing')"
+    _with_a_next_migration(
+        path.parent, monkeypatch, NEXT[: NEXT.index("def upgrade")] + f"def upgrade():\n    {body}\n"
+    )
+    with pytest.raises(StoreError, match="cannot upgrade the database"):
+        schema.prepare(path)
+    assert query(path, "SELECT name, sql FROM sqlite_master ORDER BY name") == before
+
+
 def test_a_newer_database_is_refused_in_one_line_and_left_alone(path: Path) -> None:
     schema.prepare(path)
     query(path, "UPDATE alembic_version SET version_num = '9999'")
