@@ -187,20 +187,17 @@ class TestResume:
         got = [again.ready() for _ in range(2)]
         assert [found and found[0] for found in got] == ids[1:]
 
-    async def test_a_prelude_has_the_id_of_the_event_before(self) -> None:
-        """So a viewer whose connection breaks inside of it gets the state again, and no event twice."""
+    async def test_a_prelude_is_seen_whole_or_comes_again(self) -> None:
+        """Whose connection breaks inside of it gets the state once more; who has all of it goes on from there."""
         bus = make_bus()
-        first = begun(bus, count=3)
-        ids = [found[0] for _ in range(3) if (found := first.ready()) is not None]
+        begun(bus, count=3)
         viewer = bus.attach(RUN)
         viewer.begin(events(90, 91), over=False)
         bus.publish(RUN, events(4))
-        got = [viewer.ready() for _ in range(3)]
-        assert [found and found[0] for found in got] == [
-            ids[-1],
-            ids[-1],
-            bus.id_of(int(ids[-1].partition("-")[2]) + 1),
-        ]
+        inside, end, after = [found[0] for _ in range(3) if (found := viewer.ready()) is not None]
+        assert bus.resume(RUN, inside) is None
+        assert at_once(bus.resume(RUN, end)) == events(4)
+        assert at_once(bus.resume(RUN, after)) == []
 
     @pytest.mark.parametrize(
         "id", ["", "-", "5", "other-1", "nonsense", "{epoch}-", "{epoch}-x", "{epoch}--1", "{epoch}-99"]
@@ -231,6 +228,46 @@ class TestResume:
         viewer.close()
         bus.drop(RUN)
         assert bus.resume(RUN, None) is None
+        assert (bus._channels, bus._size) == ({}, 0)
+
+
+class TestBeginnings:
+    """A channel that was opened in the middle of a run (by a server that came after the one that began it) is not its
+    beginning, and nobody who saw the beginning is taken for one who saw this."""
+
+    async def test_the_middle_is_no_beginning(self) -> None:
+        bus = make_bus()
+        bus.publish(RUN, events(5))
+        assert bus.resume(RUN, None) is None
+        assert bus.resume(RUN, bus.id_of(0)) is None
+        late = bus.attach(RUN)
+        bus.publish(RUN, events(6), settled=True)
+        assert await whole(late) == [event(6), DONE]
+
+    async def test_events_without_a_viewer_can_be_the_beginning(self) -> None:
+        bus = make_bus()
+        bus.publish(RUN, events(1), first=True)
+        assert at_once(bus.resume(RUN, None)) == events(1)
+
+    async def test_ids_are_not_given_again_when_a_channel_was_forgotten(self) -> None:
+        bus = make_bus(seconds=10)
+        viewer = begun(bus, count=3, settled=True)
+        ids = [found[0] for _ in range(3) if (found := viewer.ready()) is not None]
+        viewer.close()
+        clock.advance(11)
+        begun(bus, "run_other", count=1)  # whoever publishes next tidies up
+        assert bus.resume(RUN, ids[-1]) is None
+        bus.publish(RUN, events(4, 5, 6, 7, 8))
+        assert all(bus.resume(RUN, id) is None for id in ids), "it missed nothing that it could be given"
+
+    async def test_a_late_viewer_of_a_run_that_is_over_leaves_nothing_behind(self) -> None:
+        bus = make_bus()
+        for _ in range(2):
+            assert bus.resume(RUN, None) is None
+            viewer = bus.attach(RUN)
+            viewer.begin(events(9), over=True)
+            assert await whole(viewer) == [event(9), DONE]
+        assert not bus._channels
 
 
 class TestRetention:
@@ -269,6 +306,7 @@ class TestRetention:
         for n in range(20):
             begun(bus, f"run_{n}", count=1, size=1000, settled=True).close()
         kept = [n for n in range(20) if bus.resume(f"run_{n}", None) is not None]
+        assert bus._size == sum(channel.size for channel in bus._channels.values()) <= 10_000
         assert 5 <= len(kept) <= 9
         assert kept == list(range(20 - len(kept), 20))
 
@@ -290,9 +328,7 @@ class TestRetention:
 
     async def test_a_long_run_that_nobody_looks_at_loses_its_older_half(self) -> None:
         bus = make_bus(size=10_000)
-        begun(bus).close()
-        viewer = bus.attach(RUN)
-        bus.publish(RUN, events(1))
+        viewer = begun(bus, count=1)
         found = viewer.ready()
         assert found is not None
         first_id = found[0]
@@ -301,6 +337,8 @@ class TestRetention:
             bus.publish(RUN, [event(n, 1000)])
         assert bus.resume(RUN, first_id) is None, "it is said so, instead of leaving a gap"
         assert bus.resume(RUN, None) is None
+        assert bus._size <= 10_000
+        assert at_once(bus.resume(RUN, bus.id_of(38))) == [event(39, 1000)], "the newest are kept"
         stays = bus.attach(RUN)
         bus.publish(RUN, events(40), settled=True)
         assert await whole(stays) == [event(40), DONE]

@@ -131,3 +131,34 @@ async def test_a_jump_wakes_sleepers_on_other_loops() -> None:
     await woken(here)
     assert await asyncio.to_thread(done.wait, 5)
     thread.join(5)
+
+
+async def test_a_jump_wakes_every_waiter_of_one_event() -> None:
+    event = asyncio.Event()
+    first, second = (asyncio.create_task(clock.wait(event, LONG)) for _ in range(2))
+    await begun(first, second)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    clock.advance(1)
+    await woken(second)
+
+
+async def test_a_loop_that_waits_for_ever_can_be_ended_at_any_moment() -> None:
+    """Also in the moment in which the event that it waits for comes."""
+
+    async def forever(event: asyncio.Event) -> None:
+        while True:
+            await clock.wait(event, LONG)
+            event.clear()
+
+    for turns in range(6):
+        event = asyncio.Event()
+        task = asyncio.create_task(forever(event))
+        await begun(task)
+        event.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled(), f"cancelled {turns} turns after the event"

@@ -47,8 +47,9 @@ def test_an_acknowledged_message_survives_a_power_cut(forge: Forge, tmp_path: Pa
 def test_the_disk_of_these_tests_does_forget(forge: Forge, tmp_path: Path) -> None:
     """With `sqlite_synchronous = "normal"`, which promises less, the same messages are gone."""
     world = World(forge, tmp_path, power=True, env={"LOOMGATE_SQLITE_SYNCHRONOUS": "normal"})
+    client, thread, _ = _cut_after_an_answer(world)
     with pytest.raises(Refused, match="No thread found"):
-        client, thread, _ = _cut_after_an_answer(world)
         client.messages(thread)
+    client.close()
     world.end()
     check_consistent(world.database)
