@@ -38,7 +38,7 @@ from loomgate.wire.chat import (
 _VERSION = "2023-06-01"
 # The longest answer of a model that nothing is known about; the endpoint wants a number.
 _MAX_TOKENS = 4096
-# A conversation must begin and end with the user; OpenAI's need not, and a thread's does not always.
+# A conversation must not end with the assistant, or its answer would be continued, or (since 4.6) refused.
 _FILLER: dict[str, Any] = {"type": "text", "text": "Continue."}
 _JSON_OBJECT = "Answer with one JSON object and nothing else: no text around it, no code fence."
 # The tool that stands for a response schema with models that know no other way; never shown to anyone.
@@ -106,7 +106,7 @@ def _message(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The system blocks (GATEWAY TR-10), and the turns: neighbours of one role are one, the first and last a user's."""
+    """The system blocks (GATEWAY TR-10), and the turns: neighbours of one role are one, and the last is a user's."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -122,8 +122,6 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
             turns[-1]["content"] += blocks
         else:
             turns.append({"role": role, "content": blocks})
-    if turns and turns[0]["role"] != "user":
-        turns.insert(0, {"role": "user", "content": [_FILLER]})
     if not turns or turns[-1]["role"] != "user":
         turns.append({"role": "user", "content": [_FILLER]})
     return system, turns
