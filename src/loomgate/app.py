@@ -144,8 +144,9 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    # What uvicorn says of its own life is said here in one line.
+    # What uvicorn says of its own life is said here in one line; that it ends streams at a stop is no error.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown exceeded" not in record.getMessage())
     listening = listen(settings.host, settings.port)
     loop_factory = None
     if sys.platform != "win32":

@@ -118,15 +118,17 @@ class Gateway:
         self._resolve_secret = resolve_secret
         self._dice = dice
 
-    def knows(self, model: str, upstream: Upstream) -> bool:
-        """Whether a call with ``model`` can be routed at all, without I/O; keys are looked up when it is made."""
+    def refusal(self, model: str, upstream: Upstream) -> str | None:
+        """Why a call with ``model`` cannot be routed, or ``None``. No I/O: stored keys are looked up later."""
         if self._plays(model) or upstream.kind in ("virtual_key", "sealed"):
-            return True
+            return None
         try:
             self._configured(model, upstream)
-        except ProviderError:
-            return False
-        return True
+        except ProviderError as error:
+            if error.kind == "model_not_found":
+                return error.message
+            return f"The model '{model}' cannot be used here. {error.message}"
+        return None
 
     async def chat(self, call: Chat, upstream: Upstream, workspace: str) -> AsyncGenerator[Chunk, None]:
         """Make the model call and yield its chunks, the last one a `Finish`.
