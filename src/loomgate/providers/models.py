@@ -79,6 +79,10 @@ def _older(window: int, output: int | None) -> ModelFacts:
     return ModelFacts(context_window=window, max_output=output, encoding="cl100k_base", tool_init=10)
 
 
+# Google publishes the longest prompt; the answer does not count against it. Pictures are tiles of 258 tokens, and from
+# Gemini 3 on at most 1,120.
+_GEMINI2 = _chat(1_048_576, 65_536, (258, 6 * 258))
+_GEMINI3 = _chat(1_048_576, 65_536, (280, 1120))
 _GPT5 = _reasoning(400_000, 128_000, _tiles(70, 140))
 _GPT5_MINI = _reasoning(400_000, 128_000, _patches(162))
 _GPT5_NANO = _reasoning(400_000, 128_000, _patches(246))
@@ -91,6 +95,10 @@ _CHAT_LATEST_REASONING = _reasoning(128_000, 16_384, _tiles(70, 140))
 # ":" wins; a family that ends with "." also stands for every release after the point.
 _FAMILIES: dict[str, ModelFacts] = {
     "scripted": ModelFacts(context_window=128_000),
+    "gemini-2.0": _chat(1_048_576, 8192, (258, 6 * 258)),
+    "gemini-2.5": _GEMINI2,
+    "gemini-3": _GEMINI3,
+    "gemini-3.": _GEMINI3,
     "gpt-3.5-turbo": _older(16_385, 4096),
     "gpt-3.5-turbo-instruct": _older(4096, 4096),
     "gpt-3.5-turbo-0301": _older(4096, 4096),
