@@ -59,6 +59,11 @@ def service_account(key: str) -> ServiceAccount | None:
     return account
 
 
+def project_for(account: ServiceAccount, given: str | None, *, trusted: bool) -> str | None:
+    """The project to call in: ``given``, the provider's, comes first unless the account is a client's own."""
+    return (given or account.project_id) if trusted else (account.project_id or given)
+
+
 class _Token(msgspec.Struct):
     """A token and when it ends, in seconds of `loomgate.clock`; the lock lets one caller at a time fetch it."""
 
@@ -89,7 +94,7 @@ class AccessTokens:
         self._tokens: dict[ServiceAccount, _Token] = {}
 
     async def opened(self, target: Target, timeouts: Timeouts, *, trusted: bool) -> Target:
-        """``target`` with an access token for its key, and with the account's project if it has none of its own.
+        """``target`` with an access token for its key, and with a project (`project_for`).
 
         A key that is no key file stays what it is. ``trusted``: whether the operator vouches for the key; a client's
         own must not choose the address that the exchange goes to. Raises `ProviderError`: ``auth`` when there is no
@@ -101,9 +106,7 @@ class AccessTokens:
         if not trusted and not _is_googles(account.token_uri):
             raise ProviderError("auth", "The token_uri in the service account's key file is not an address of Google.")
         token = await self._token(account, timeouts)
-        # The provider's project is the operator's: a client's own account has its own.
-        first, second = (target.project, account.project_id) if trusted else (account.project_id, target.project)
-        return replace(target, api_key=token, project=first or second)
+        return replace(target, api_key=token, project=project_for(account, target.project, trusted=trusted))
 
     def forget(self, refused: str | None) -> None:
         """Fetch a new token for the next call: ``refused`` is no longer taken, whatever its time."""

@@ -1,9 +1,9 @@
 """Where the values of settings come from, and what makes one wrong: each mistake is one line that names its key.
 
 What must live here: defaults, then ``loomgate.toml``, then ``LOOMGATE_*`` environment variables, then the command line.
-What must not: opening anything but the settings file and the files that hold secrets.
-`describe` gives the declared keys to the documentation's test. A key is checked by its declared type; what a type cannot
-say (one key against another, addresses, key material) is in `_check`.
+What must not: opening anything but the settings file and the files that hold secrets. `describe` gives the declared
+keys to the documentation's test. A key is checked by its declared type; what a type cannot say (one key against
+another, addresses, key material) is in `_check`.
 """
 
 import base64
