@@ -1,5 +1,6 @@
 """The command line as its users run it: a process, its two outputs and its exit code."""
 
+import json
 import os
 import re
 import subprocess

@@ -1,12 +1,10 @@
-"""What is particular about Gemini: addresses, schemas, thinking, reasons to finish, errors, and a run with tools.
+"""What is particular about Gemini: addresses, schemas, thinking, reasons to finish, and errors.
 
 What it shares with the other dialects is in ``conformance``; Vertex AI's access tokens are in ``test_service_account``.
 """
 
-import asyncio
 import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.gemini import Gemini, VertexAI
 from loomgate.providers.gemini_schema import google_schema
-from loomgate.settings import Provider, Secret
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -30,11 +27,6 @@ from loomgate.wire.chat import (
     ToolCallDelta,
     Usage,
 )
-from tests.api.driving import path, settle
-from tests.providers.conformance.replay import Canned, Replay
-from tests.providers.conformance.suite import Answer
-from tests.providers.conformance.wire_gemini import WIRES
-from tests.support.server import serving
 
 KEY = "AIzaSyParticular0123456789abcdefghijklmn"
 USER = ChatMessage(role="user", content="Hi")
@@ -157,7 +149,8 @@ def test_arguments_are_an_object(text: str, args: Any) -> None:
         ("gemini-2.5-pro", "minimal", {"thinkingBudget": 1024}),
         ("gemini-2.5-pro", "xhigh", {"thinkingBudget": 24576}),
         ("gemini-3-flash-preview", "minimal", {"thinkingLevel": "MINIMAL"}),
-        ("gemini-3-flash-preview", "none", {"thinkingLevel": "MINIMAL"}),
+        ("gemini-3-flash-preview", "xhigh", {"thinkingLevel": "HIGH"}),
+        ("gemini-3-pro-preview", "medium", {"thinkingLevel": "LOW"}),
         ("gemini-3-pro-preview", "minimal", {"thinkingLevel": "LOW"}),
         ("models/gemini-3.1-pro-preview", "medium", {"thinkingLevel": "MEDIUM"}),
         ("gemini-flash-latest", "high", {"thinkingLevel": "HIGH"}),
@@ -168,10 +161,20 @@ def test_thinking(model: str, effort: str, config: dict[str, Any]) -> None:
     assert body["generationConfig"] == {"thinkingConfig": config}
 
 
-def test_an_unknown_effort_is_refused() -> None:
-    error = refusal(call(reasoning_effort="hard"))
+@pytest.mark.parametrize(
+    ("model", "effort", "words"),
+    [
+        ("gemini-2.5-flash", "hard", "expected one of none, minimal, low,"),
+        ("gemini-3-flash", "hard", "expected one of minimal, low,"),
+        ("gemini-3-flash", "none", "expected one of minimal, low,"),
+        ("gemini-2.0-flash", "low", "'gemini-2.0-flash' does not think"),
+    ],
+)
+def test_an_effort_that_the_model_does_not_have_is_refused(model: str, effort: str, words: str) -> None:
+    error = refusal(call(model=model, reasoning_effort=effort))
     assert error.kind == "invalid"
-    assert error.message.startswith("reasoning_effort: expected one of none, minimal,")
+    assert error.message.startswith("reasoning_effort: ")
+    assert words in error.message
 
 
 @pytest.mark.parametrize(
@@ -217,6 +220,12 @@ def test_what_cannot_be_told_is_refused(message: ChatMessage, words: str) -> Non
     error = refusal(call(USER, message))
     assert error.kind == "invalid"
     assert words in error.message
+
+
+def test_an_endpoint_that_refuses_a_field_does_not_get_it() -> None:
+    made = call(tools=[FunctionTool(name="f")], tool_choice="none", temperature=1.0, top_p=0.5)
+    body = json.loads(request(made, drop=frozenset({"tool_choice", "temperature"})).body)
+    assert body == {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}], "generationConfig": {"topP": 0.5}}
 
 
 # --- schemas ---
@@ -331,13 +340,12 @@ def test_the_last_counts_are_the_answers() -> None:
     assert heard(first, last)[-1] == Finish("stop", Usage(15, 10, 4, 3))
 
 
-@pytest.mark.parametrize("wrap", [lambda all: all, lambda all: all[-1]], ids=["list", "object"])
-def test_an_answer_that_is_no_stream(wrap: Any) -> None:
+def test_an_answer_that_is_no_stream() -> None:
     decoder = Gemini().decoder()
-    body = b"\n " + json.dumps(wrap([candidate("a", None), candidate("b")])).encode()
+    body = b"\n " + json.dumps(candidate("b")).encode()
     chunks = [chunk for at in range(0, len(body), 7) for chunk in decoder.feed(body[at : at + 7])]
     chunks += decoder.end()
-    assert chunks[-2:] == [TextDelta("b"), Finish("stop")]
+    assert chunks == [TextDelta("b"), Finish("stop")]
 
 
 # --- errors ---
@@ -395,51 +403,3 @@ def test_keys_do_not_come_back(secret: str) -> None:
     error = failure(403, "PERMISSION_DENIED", message=f"Consumer 'api_key:{secret}' has been suspended.")
     assert secret not in error.message
     assert "has been suspended" in error.message
-
-
-# --- a run ---
-
-
-@pytest.mark.anyio
-async def test_a_run_with_tools(tmp_path: Path) -> None:
-    """What a client of the Assistants API sees, and what Gemini is sent for it, on a real server."""
-    wire = WIRES[0]
-    calls = Answer(text=["Let me look."], calls=[("weather", '{"city":"Oslo"}'), ("now", "{}")], finish="tool_calls")
-    answers = [calls, Answer(text=["Sun,", " noon."], usage=Usage(40, 9, 8, 5))]
-    functions = [{"type": "function", "function": {"name": name}} for name in ("weather", "now")]
-
-    def drive(base_url: str) -> dict[str, Any]:
-        provider = Provider(name="google", vendor="google", api_key=Secret(KEY), base_url=base_url)
-        with serving(tmp_path / "data", key=True, providers={"google": provider}) as server:
-            client = server.client()
-            assistant = client.assistant(model="gemini-2.5-flash", instructions="Be brief.", tools=functions)
-            thread = client.thread("Weather and time?")
-            run = client.post(f"/threads/{thread['id']}/runs", {"assistant_id": assistant["id"]})
-            run = settle(client, run)
-            assert run["status"] == "requires_action", run["last_error"]
-            made = run["required_action"]["submit_tool_outputs"]["tool_calls"]
-            assert [(one["function"]["name"], one["function"]["arguments"]) for one in made] == calls.calls
-            outputs = [
-                {"tool_call_id": one["id"], "output": out} for one, out in zip(made, ["Sun", "12:00"], strict=True)
-            ]
-            client.post(path(run, "/submit_tool_outputs"), {"tool_outputs": outputs})
-            run = settle(client, run, "completed", "failed")
-            assert run["status"] == "completed", run["last_error"]
-            newest = client.get(f"/threads/{thread['id']}/messages?limit=1")["data"][0]
-            assert newest["content"][0]["text"]["value"] == "Sun, noon."
-            return run
-
-    streams = [Canned(headers={"Content-Type": wire.content_type}, body=wire.stream(answer)) for answer in answers]
-    async with Replay(*streams) as google:
-        run = await asyncio.to_thread(drive, google.base_url)
-    assert run["usage"]["completion_tokens_details"]["reasoning_tokens"] == 5
-    first, second = (json.loads(asked.body) for asked in google.asked)
-    assert first["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
-    assert first["contents"] == second["contents"][:1]
-    said, told = second["contents"][1:]
-    assert [*said["parts"][0]] == ["text"]
-    assert [part["functionCall"]["name"] for part in said["parts"][1:]] == ["weather", "now"]
-    assert [part["functionResponse"]["response"] for part in told["parts"]] == [{"output": "Sun"}, {"output": "12:00"}]
-    assert [part["functionResponse"]["id"] for part in told["parts"]] == [
-        part["functionCall"]["id"] for part in said["parts"][1:]
-    ]

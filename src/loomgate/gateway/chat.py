@@ -12,6 +12,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
+from loomgate.providers.anthropic import Anthropic
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
@@ -23,7 +24,12 @@ from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
 log = logging.getLogger(__name__)
 
-_DIALECTS: dict[str, Dialect] = {"openai": OpenAI(), "gemini": Gemini(), "vertex-ai": VertexAI()}
+_DIALECTS: dict[str, Dialect] = {
+    "anthropic": Anthropic(),
+    "gemini": Gemini(),
+    "openai": OpenAI(),
+    "vertex-ai": VertexAI(),
+}
 
 
 def dialect_of(vendor: Vendor) -> Dialect:

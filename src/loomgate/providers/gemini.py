@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import msgspec
 
 from loomgate.errors import ProviderError
+from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.gemini_answer import AnswerDecoder, failure
 from loomgate.providers.gemini_schema import google_schema
@@ -38,10 +39,8 @@ _encode = msgspec.json.Encoder().encode
 # their own signature Google documents this text instead.
 _NO_SIGNATURE = "skip_thought_signature_validator"
 
-# Gemini 2.5 takes the thinking as a number of tokens; the numbers are those of Google's own OpenAI-compatible
-# endpoint. Models after it take a level.
+# Thinking as a number of tokens: the numbers are those of Google's own OpenAI-compatible endpoint.
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24576, "xhigh": 24576}
-_LEVELS = {"none": "MINIMAL", "minimal": "MINIMAL", "low": "LOW", "medium": "MEDIUM", "high": "HIGH", "xhigh": "HIGH"}
 _MODES = {"auto": "AUTO", "required": "ANY", "none": "NONE"}
 
 
@@ -186,16 +185,21 @@ def _generation(call: Chat) -> Json:
 
 
 def _thinking(call: Chat) -> Json | None:
+    """The model's own way to be told how much to think: a budget, or the nearest level that is not above."""
     effort = call.reasoning_effort
     if effort is None:
         return None
-    if effort not in _LEVELS:
-        raise _refused(f"reasoning_effort: expected one of {', '.join(_LEVELS)}, found '{effort}'.")
-    name = call.model.rpartition("/")[2]
-    if name.startswith("gemini-2"):
+    thinking = models.facts(call.model).thinking
+    if thinking is None:
+        raise _refused(f"reasoning_effort: expected nothing, since '{call.model}' does not think, found '{effort}'.")
+    if effort not in _BUDGETS or (effort == "none" and thinking.off == "never"):
+        known = ", ".join(name for name in _BUDGETS if name != "none" or thinking.off != "never")
+        raise _refused(f"reasoning_effort: expected one of {known} for '{call.model}', found '{effort}'.")
+    if thinking.mode == "budget":
         return {"thinkingBudget": _BUDGETS[effort]}
-    # The Pro models of Gemini 3 do not think less than LOW.
-    return {"thinkingLevel": "LOW" if _LEVELS[effort] == "MINIMAL" and "-pro" in name else _LEVELS[effort]}
+    order = list(_BUDGETS)
+    below = [level for level in thinking.efforts if order.index(level) <= order.index(effort)]
+    return {"thinkingLevel": (below[-1] if below else thinking.efforts[0]).upper()}
 
 
 _CHOSEN = (

@@ -5,14 +5,14 @@ What must live here: responses of ``streamGenerateContent`` and google.rpc.Statu
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
-from loomgate.providers.failure import masked, retry_after, status_kind
-from loomgate.providers.framing import EventParser
+from loomgate.providers.events import EventDecoder
+from loomgate.providers.failure import error_answer, masked, status_kind
 from loomgate.wire.chat import Chunk, Finish, FinishReason, TextDelta, ToolCallDelta, Usage
 from loomgate.wire.ids import new_id
 
@@ -67,28 +67,13 @@ class _Error(msgspec.Struct):
 
 def failure(status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
     """What an error answer means (GATEWAY GERR-02). ``headers`` has lower-case names, ``body`` may be anything."""
-    if 300 <= status < 400:
-        said = f"The endpoint answered HTTP {status}, a redirect: set base_url to where it points."
-        return ProviderError("malformed", said, status=status)
-    found: Any = None
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        found = msgspec.json.decode(body)
-    if isinstance(found, list) and found:  # without alt=sse, answers are elements of a list
-        found = cast(list[Any], found)[0]
-    wait = retry_after(headers)
-    if isinstance(found, dict) and isinstance(found.get("error"), dict):  # pyright: ignore[reportUnknownMemberType]
-        return _error(cast(Json, found)["error"], status, wait)
-    said = body[:300].decode("utf-8", "replace").strip()
-    if said.startswith("<"):
-        said = "an HTML page"  # of a proxy or a balancer in between: no use to anyone
-    message = f"The endpoint answered HTTP {status}" + (f": {masked(said)}" if said else ".")
-    return ProviderError(status_kind(status), message, status=status, retry_after=wait)
+    return error_answer(status, headers, body, _error)
 
 
-def _error(found: Any, status: int | None, wait: float | None) -> ProviderError:
-    """The error of google.rpc.Status as JSON; ``status`` is None within a stream, where its code stands for it."""
+def _error(found: Json, status: int | None, wait: float | None) -> ProviderError:
+    """The google.rpc.Status in ``found``; ``status`` is None within a stream, where its code stands for it."""
     try:
-        told = msgspec.convert(found, _Error)
+        told = msgspec.convert(found.get("error", found), _Error)
     except msgspec.ValidationError:
         told = _Error(message=_encode(found).decode())
     status = status or told.code
@@ -155,7 +140,6 @@ class _Response(msgspec.Struct, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(_Response).decode
-_decode_list = msgspec.json.Decoder(list[_Response]).decode
 
 # GATEWAY FR-12, but for what stopped the answer against the model's will: a recitation was cut by a filter, and an
 # answer that is no answer (`_BROKEN`) must not look like one.
@@ -179,69 +163,35 @@ _BROKEN = frozenset(
 )
 
 
-class AnswerDecoder:
-    """The `Decoder` of this dialect: an event stream, or JSON from a proxy that lost ``alt=sse`` on the way."""
+class AnswerDecoder(EventDecoder):
+    """The `Decoder` of this dialect. Nothing marks the end of an answer but that of its body."""
 
     def __init__(self) -> None:
-        self._events: EventParser | None = None
-        self._whole: bytearray | None = None
+        super().__init__()
         self._calls = 0
-        self._reason: str | None = None
         self._usage: Usage | None = None
-        self._done = False
 
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
-        if self._events is None and self._whole is None:
-            data = data.lstrip(b" \t\r\n")
-            if not data:
-                return
-            if data[:1] in b"{[":
-                self._whole = bytearray()
-            else:
-                self._events = EventParser()
-        if self._events is not None:
-            yield from self._read_all(event.data for event in self._events.feed(data))
-        elif self._whole is not None:
-            self._whole += data
-            if len(self._whole) > _LONGEST_ANSWER:
-                raise ProviderError("malformed", f"The endpoint's answer is longer than {_LONGEST_ANSWER} bytes.")
+    def read(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks of one event. Raises `ProviderError`: its error, or ``malformed``."""
+        try:
+            found = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            said = f"The endpoint sent something that is not generated content: {error}"
+            raise ProviderError("malformed", said) from None
+        yield from self._read(found)
 
-    def end(self) -> Iterator[Chunk]:
-        """The answer is over when its body is. Raises `ProviderError` ``cut`` if no reason to finish was told."""
-        if self._done:
-            return
-        if self._whole is not None:
-            yield from self._read_all([bytes(self._whole)])
-        elif self._events is not None:
-            try:
-                yield from self._read_all(event.data for event in self._events.end())
-            except ProviderError as error:
-                if error.kind != "malformed":  # half an event: what follows says so
-                    raise
-        if self._reason is None:
-            raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
-        self._done = True
-        reason = _FINISH.get(self._reason, "stop")
-        yield Finish("tool_calls" if reason == "stop" and self._calls else reason, self._usage)
-
-    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
-        for data in texts:
-            try:
-                found = _decode_list(data) if data[:1] == b"[" else [_decode(data)]
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                said = f"The endpoint sent something that is not a generated content: {error}"
-                raise ProviderError("malformed", said) from None
-            for response in found:
-                yield from self._read(response)
+    def finish(self) -> Finish:
+        """The last chunk."""
+        reason = _FINISH.get(self.reason or "STOP", "stop")
+        return Finish("tool_calls" if reason == "stop" and self._calls else reason, self._usage)
 
     def _read(self, response: _Response) -> Iterator[Chunk]:
         if response.error is not None:
-            raise _error(response.error, None, None)
+            raise _error({"error": response.error}, None, None)
         if response.usage_metadata is not None:
             self._usage = _usage(response.usage_metadata)  # each is the whole so far
         if response.prompt_feedback is not None and response.prompt_feedback.block_reason:
-            self._reason = "SAFETY"  # the prompt was refused: there will be no candidate
+            self.reason = "SAFETY"  # the prompt was refused: there will be no candidate
         for candidate in response.candidates or ():
             if candidate.index:  # candidateCount is never sent, so there is one
                 continue
@@ -253,16 +203,13 @@ class AnswerDecoder:
             if candidate.finish_reason in _BROKEN:
                 said = f": {masked(candidate.finish_message)}" if candidate.finish_message else "."
                 raise ProviderError("server", f"The model gave up with reason {candidate.finish_reason}{said}")
-            self._reason = candidate.finish_reason or self._reason
+            self.reason = candidate.finish_reason or self.reason
 
     def _call(self, call: _FunctionCall) -> ToolCallDelta:
         if not call.name:
             raise ProviderError("malformed", "The endpoint sent a tool call without a function name.")
         index, self._calls = self._calls, self._calls + 1
         return ToolCallDelta(index, call.id or new_id("call"), call.name, _encode(call.args or {}).decode())
-
-
-_LONGEST_ANSWER = 16 * 1024 * 1024
 
 
 def _usage(found: _Counts) -> Usage:

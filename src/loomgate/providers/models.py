@@ -15,6 +15,19 @@ import msgspec
 Encoding = Literal["o200k_base", "cl100k_base"]
 
 
+class Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's reasoning is asked for, where that is not by OpenAI's ``reasoning_effort`` alone.
+
+    ``mode``: ``budget`` takes a number of tokens, ``adaptive`` decides by itself. ``efforts``: the levels it knows,
+    rising; empty if none. ``off``: ``default`` (it does not think unless asked to), ``disabled`` or ``between_tools``
+    (what to say so that it does not, or as little as it can), ``never`` (it always thinks).
+    """
+
+    mode: Literal["budget", "adaptive"]
+    efforts: tuple[str, ...] = ()
+    off: Literal["default", "disabled", "between_tools", "never"] = "default"
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is published about a family of models. All counts are numbers of tokens.
 
@@ -23,7 +36,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     false, a value that the client did not give must not be sent (BEHAVIOUR RSN-03). ``encoding``: the tokenizer.
     ``image_low`` and ``image_high``: the most that one image can cost with detail ``low``, and with ``high`` or
     ``auto``, after the vendor's own scaling: the size of the picture is not known here. ``tool_init``: the constant
-    per function of the published rule for tool definitions (see ``tokens.count_tools``).
+    per function of the published rule for tool definitions (see ``tokens.count_tools``). ``thinking``: see `Thinking`.
+    ``json_schema``: whether an answer can be held to a schema by the endpoint itself, as far as that depends on the
+    model.
     """
 
     context_window: int
@@ -33,6 +48,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     image_low: int = 85
     image_high: int = 1445
     tool_init: int = 7
+    thinking: Thinking | None = None
+    json_schema: bool = True
 
     def prompt_limit(self, answer: int | None = None) -> int:
         """The most tokens a prompt may have so that the window still has room for an answer.
@@ -79,10 +96,6 @@ def _older(window: int, output: int | None) -> ModelFacts:
     return ModelFacts(context_window=window, max_output=output, encoding="cl100k_base", tool_init=10)
 
 
-# Google publishes the longest prompt; the answer does not count against it. Pictures are tiles of 258 tokens, and from
-# Gemini 3 on at most 1,120.
-_GEMINI2 = _chat(1_048_576, 65_536, (258, 6 * 258))
-_GEMINI3 = _chat(1_048_576, 65_536, (280, 1120))
 _GPT5 = _reasoning(400_000, 128_000, _tiles(70, 140))
 _GPT5_MINI = _reasoning(400_000, 128_000, _patches(162))
 _GPT5_NANO = _reasoning(400_000, 128_000, _patches(246))
@@ -91,14 +104,51 @@ _CHAT_LATEST = _chat(128_000, 16_384, _tiles(70, 140))
 # The "-chat" models of later GPT-5 releases are reasoning models and take no temperature; the first one does.
 _CHAT_LATEST_REASONING = _reasoning(128_000, 16_384, _tiles(70, 140))
 
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+_BUDGET = Thinking(mode="budget")
+
+
+def _claude(
+    window: int, output: int, thinking: Thinking | None, *, json_schema: bool = True, sampling: bool = True
+) -> ModelFacts:
+    # Models without sampling parameters are those that look at pictures three times as closely.
+    image = 1600 if sampling else 4784
+    return ModelFacts(
+        context_window=window,
+        max_output=output,
+        accepts_temperature=sampling,
+        image_low=image,
+        image_high=image,
+        thinking=thinking,
+        json_schema=json_schema,
+    )
+
+
+def _claude_adaptive(off: Literal["default", "disabled", "between_tools", "never"]) -> ModelFacts:
+    return _claude(1_000_000, 128_000, Thinking(mode="adaptive", efforts=_EFFORTS, off=off), sampling=False)
+
+
+_CLAUDE_46 = _claude(1_000_000, 128_000, Thinking(mode="adaptive", efforts=("low", "medium", "high", "max")))
+
+
+def _gemini(output: int, thinking: Thinking | None, images: tuple[int, int] = (258, 6 * 258)) -> ModelFacts:
+    # The window is that of the prompt, the answer does not count against it. Pictures are tiles of 258 tokens.
+    return msgspec.structs.replace(_chat(1_048_576, output, images), thinking=thinking)
+
+
+def _gemini_level(*efforts: str) -> ModelFacts:
+    return _gemini(65_536, Thinking(mode="adaptive", efforts=efforts, off="never"), (280, 1120))
+
+
 # Family -> facts, from the vendor's model pages. The longest family that the name equals or continues with "-" or
 # ":" wins; a family that ends with "." also stands for every release after the point.
 _FAMILIES: dict[str, ModelFacts] = {
     "scripted": ModelFacts(context_window=128_000),
-    "gemini-2.0": _chat(1_048_576, 8192, (258, 6 * 258)),
-    "gemini-2.5": _GEMINI2,
-    "gemini-3": _GEMINI3,
-    "gemini-3.": _GEMINI3,
+    "gemini": _gemini_level("minimal", "low", "medium", "high"),  # one that is newer than this table
+    "gemini-2.0": _gemini(8192, None),
+    "gemini-2.5": _gemini(65_536, _BUDGET),
+    "gemini-3-pro": _gemini_level("low", "high"),
+    "gemini-3.1-pro": _gemini_level("low", "medium", "high"),
     "gpt-3.5-turbo": _older(16_385, 4096),
     "gpt-3.5-turbo-instruct": _older(4096, 4096),
     "gpt-3.5-turbo-0301": _older(4096, 4096),
@@ -142,6 +192,27 @@ _FAMILIES: dict[str, ModelFacts] = {
     "gpt-5.5": _GPT54,
     "gpt-5.6": _GPT54,
     "gpt-oss": _chat(131_072, 131_072),
+    "claude": _claude_adaptive("disabled"),  # one that is newer than this table
+    "claude-3": _claude(200_000, 4096, None, json_schema=False),
+    "claude-3-5": _claude(200_000, 8192, None, json_schema=False),
+    "claude-3-7": _claude(200_000, 64_000, _BUDGET, json_schema=False),
+    "claude-sonnet-4": _claude(200_000, 64_000, _BUDGET, json_schema=False),
+    "claude-opus-4": _claude(200_000, 32_000, _BUDGET, json_schema=False),
+    "claude-opus-4-1": _claude(200_000, 32_000, _BUDGET),
+    "claude-sonnet-4-5": _claude(200_000, 64_000, _BUDGET),
+    "claude-haiku-4-5": _claude(200_000, 64_000, _BUDGET),
+    "claude-opus-4-5": _claude(200_000, 64_000, Thinking(mode="budget", efforts=("low", "medium", "high"))),
+    "claude-opus-4-6": _CLAUDE_46,
+    "claude-sonnet-4-6": _CLAUDE_46,
+    "claude-opus-4-7": _claude_adaptive("default"),
+    "claude-opus-4-8": _claude_adaptive("default"),
+    "claude-opus-5": _claude_adaptive("disabled"),
+    "claude-sonnet-5": _claude_adaptive("disabled"),
+    "claude-haiku-5": _claude_adaptive("disabled"),
+    "claude-sonnet-5-5": _claude_adaptive("between_tools"),
+    "claude-opus-5-5": _claude_adaptive("never"),
+    "claude-fable": _claude_adaptive("never"),
+    "claude-mythos": _claude_adaptive("never"),
     "text-embedding-3": _older(8192, None),
     "text-embedding-ada": _older(8192, None),
 }
