@@ -120,6 +120,10 @@ def test_instructions_alone_are_the_question() -> None:
     assert sent(call(system)) == {"contents": [{"role": "user", "parts": [{"text": "Tell a joke."}]}]}
 
 
+def test_empty_instructions_are_none() -> None:
+    assert sent(call(ChatMessage(role="system", content=""), USER)) == sent(call(USER))
+
+
 def test_responses_stand_apart_from_what_the_user_says() -> None:
     made = ToolCall("call_1", "f", "{}")
     said = [USER, ChatMessage(role="assistant", tool_calls=[made]), USER]

@@ -83,7 +83,7 @@ def _body(call: Chat) -> Json:
 def _texts(message: ChatMessage) -> list[str]:
     content = message.content or []
     if isinstance(content, str):
-        return [content]
+        return [content] if content else []
     found = [part.text for part in content if isinstance(part, TextPart)]
     if len(found) < len(content):
         raise _refused(f"messages: Gemini takes text alone from the role '{message.role}', found an image.")
