@@ -18,6 +18,7 @@ from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
+from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
@@ -86,19 +87,27 @@ async def running(
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
-    """The providers of ``settings`` as the gateway wants them."""
+    """The providers of ``settings`` as the gateway wants them. Raises `SettingError`."""
     default = settings.default_provider
     return GatewayConfig(
-        providers={name: _provider(provider) for name, provider in settings.providers.items()},
+        providers={name: provider_config(provider) for name, provider in settings.providers.items()},
         default=None if default is None else default.name,
     )
 
 
-def _provider(provider: Provider) -> ProviderConfig:
+def provider_config(provider: Provider) -> ProviderConfig:
+    """``provider`` as the gateway wants it. Raises `SettingError` for a setting that its vendor has no use for."""
+    vendor = CATALOGUE.get(provider.vendor)
+    for name in ("project", "region"):
+        if (value := getattr(provider, name)) and vendor is not None and name not in vendor.takes:
+            key, found = f"providers.{provider.name}.{name}", repr(value)
+            raise SettingError(key, f"nothing, since the vendor `{vendor.name}` has no {name}", found)
     return ProviderConfig(
         vendor=provider.vendor,
         base_url=provider.base_url or None,
         api_key=provider.api_key.reveal() or None,
+        project=provider.project or None,
+        region=provider.region or None,
         models=provider.models,
         attempts=provider.max_attempts,
         timeouts=Timeouts(

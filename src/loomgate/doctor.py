@@ -26,6 +26,8 @@ from loomgate.settings import Provider, Settings, find_file, load
 State = Literal["ok", "note", "problem"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PATIENCE = 5.0  # seconds for a provider's answer
+_NO_MODEL = "none"  # where the model is a part of the address
+_LONGEST_ANSWER = 64 * 1024
 _MIB = 1024 * 1024
 
 
@@ -246,6 +248,7 @@ async def _reach(provider: Provider) -> Finding:
     from loomgate.gateway.chat import dialect_of
     from loomgate.providers.catalogue import CATALOGUE
     from loomgate.providers.dialect import Target
+    from loomgate.providers.service_account import AccessTokens
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
 
@@ -260,23 +263,32 @@ async def _reach(provider: Provider) -> Finding:
     if row.auth != "optional" and not provider.api_key:
         todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
         return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
-    target = Target(vendor=row, base_url=base, api_key=provider.api_key.reveal() or None)
-    call = replace(dialect_of(row).request(Chat(model="", messages=[]), target), body=b"{}")
+    key, project, region = provider.api_key.reveal(), provider.project, provider.region
+    target = Target(vendor=row, base_url=base, api_key=key or None, project=project or None, region=region or None)
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:
+        if row.auth == "service_account":
+            target = await AccessTokens(transport).opened(target, patience, trusted=True)
+        call = replace(dialect_of(row).request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
         async with await transport.send(call, patience) as reply:
-            return _answered(name, _site(base), reply.status)
+            said = dialect_of(row).error(reply.status, reply.headers, await reply.read(_LONGEST_ANSWER))
+        if reply.status == 404 and f"/{_NO_MODEL}:" in call.url:
+            return _answered(name, _site(base), 400)  # what is not there is the model, as expected
+        return _answered(name, _site(base), reply.status, refused=said.kind == "auth")
     except ProviderError as error:
+        if error.kind == "auth":
+            return Finding("problem", "Provider", f"{name}: {error.message}", "replace its api_key")
         todo = "check base_url and this machine's network"
         return Finding("problem", "Provider", f"{name}: {_site(base)} is not reachable: {error.message}", todo)
     finally:
         await transport.close()
 
 
-def _answered(name: str, site: str, status: int) -> Finding:
-    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``."""
-    if status in (401, 403):
+def _answered(name: str, site: str, status: int, *, refused: bool = False) -> Finding:
+    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``; ``refused`` tells
+    whether it is about the key, for which some vendors have a 400."""
+    if refused:
         return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace its api_key")
     if status < 400 or status in (404, 405):
         words = f"{name}: {site} is reachable, but nothing there takes chat completions ({status})"

@@ -16,13 +16,20 @@ from loomgate.providers.anthropic import Anthropic
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
+from loomgate.providers.gemini import Gemini, VertexAI
 from loomgate.providers.openai import OpenAI
+from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
 log = logging.getLogger(__name__)
 
-_DIALECTS: dict[str, Dialect] = {"anthropic": Anthropic(), "openai": OpenAI()}
+_DIALECTS: dict[str, Dialect] = {
+    "anthropic": Anthropic(),
+    "gemini": Gemini(),
+    "openai": OpenAI(),
+    "vertex-ai": VertexAI(),
+}
 
 
 def dialect_of(vendor: Vendor) -> Dialect:
@@ -40,12 +47,15 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``vendor`` is a row of the catalogue; ``base_url`` replaces the row's; ``models`` are `fnmatch` patterns of the
     model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses;
-    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`.
+    ``project`` and ``region`` are for vendors that take them; ``timeouts`` and ``attempts`` replace those of
+    `GatewayConfig` and its `Retries`.
     """
 
     vendor: str
     base_url: str | None = None
     api_key: str | None = None
+    project: str | None = None
+    region: str | None = None
     models: tuple[str, ...] = ()
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
@@ -115,6 +125,7 @@ class Gateway:
     ) -> None:
         self._config = config
         self._transport = transport or Transport()
+        self._tokens = AccessTokens(self._transport)
         self._resolve_secret = resolve_secret
         self._dice = dice
 
@@ -153,6 +164,9 @@ class Gateway:
                 target, config = await self._target(call.model, upstream, workspace)
                 key, attempts = target.api_key, config.attempts or attempts
                 timeouts = config.timeouts or self._config.timeouts
+                if target.vendor.auth == "service_account":
+                    target = await self._tokens.opened(target, timeouts, trusted=upstream.kind != "sealed")
+                    key = target.api_key
                 dialect = dialect_of(target.vendor)
                 decoder = dialect.decoder()
                 async with await self._transport.send(dialect.request(call, target), timeouts) as reply:
@@ -168,6 +182,8 @@ class Gateway:
                     await _drain(reply)
                 return
             except ProviderError as error:
+                if error.kind == "auth":
+                    self._tokens.forget(key)
                 told = ProviderError(
                     error.kind,
                     masked(error.message, key),
@@ -245,7 +261,13 @@ class Gateway:
         if vendor.auth != "optional" and not config.api_key:
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
         target = Target(
-            vendor=vendor, base_url=base_url, api_key=config.api_key, drop=config.drop, headers=config.headers
+            vendor=vendor,
+            base_url=base_url,
+            api_key=config.api_key,
+            project=config.project,
+            region=config.region,
+            drop=config.drop,
+            headers=config.headers,
         )
         return target, config
 

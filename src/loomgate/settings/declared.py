@@ -66,6 +66,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     vendor: Annotated[Name, Meta(description="Row of the provider catalogue that it speaks like; left out: NAME.")]
     base_url: Annotated[str, Meta(description="Where its API begins; empty: the vendor's own address.")] = ""
     api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
+    project: Annotated[
+        Name,
+        Meta(description="Google Cloud project, for `vertex-ai`; empty: the one in the service account's key file."),
+    ] = ""
+    region: Annotated[Name, Meta(description="Where the vendor runs the model, for `vertex-ai`; empty: `global`.")] = ""
     models: Annotated[
         tuple[str, ...],
         Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
