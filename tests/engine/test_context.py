@@ -14,7 +14,7 @@ from loomgate.engine.plan import CallModel
 from loomgate.providers import tokens
 from loomgate.store import Store, schema
 from loomgate.store.database import Database
-from loomgate.store.runs import Claimed, Commit, Journal
+from loomgate.store.records import Claimed, Commit, Journal
 from loomgate.store.seal import Sealer
 from loomgate.wire import chat
 from loomgate.wire.runs import FunctionStepCall, Run, RunSpec, StepToolCall, ToolCallsDetails, Truncation

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from loomgate.engine.plan import CallModel, Cancel, Cut, Expire, Finish, Move, Snapshot, Wait, next_move
-from loomgate.store.runs import Entry
+from loomgate.store.records import Entry
 from loomgate.wire.lifecycle import RunStatus
 from loomgate.wire.runs import (
     CreatedMessage,

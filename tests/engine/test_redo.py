@@ -14,7 +14,7 @@ from loomgate.engine.plan import CallModel, Snapshot, next_move
 from loomgate.errors import LeaseLost
 from loomgate.store import Store, schema
 from loomgate.store.database import Database
-from loomgate.store.runs import Claimed
+from loomgate.store.records import Claimed
 from loomgate.store.seal import Sealer
 from loomgate.wire import chat
 from loomgate.wire.page import PageQuery

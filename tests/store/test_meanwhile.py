@@ -8,7 +8,7 @@ from loomgate import clock
 from loomgate.errors import ApiError
 from loomgate.store import Store
 from loomgate.store.database import Database
-from loomgate.store.runs import Claimed, Commit, Overdue
+from loomgate.store.records import Claimed, Commit, Overdue
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec
 

@@ -15,7 +15,7 @@ from tests.support.schema import check_list
 from loomgate.errors import ApiError
 from loomgate.store import Store, schema
 from loomgate.store.database import Database
-from loomgate.store.runs import Commit
+from loomgate.store.records import Commit
 from loomgate.store.seal import Sealer
 from loomgate.wire.page import Page, PageQuery
 from loomgate.wire.runs import RunSpec

@@ -13,7 +13,7 @@ from loomgate.errors import ApiError, IllegalTransition, LeaseLost
 from loomgate.store import Store, schema, tables
 from loomgate.store.database import Database, Statement
 from loomgate.store.outbox import Endpoint
-from loomgate.store.runs import Claimed, Commit
+from loomgate.store.records import Claimed, Commit
 from loomgate.store.seal import Sealer
 from loomgate.wire.page import Page, PageQuery
 from loomgate.wire.runs import (

@@ -18,7 +18,7 @@ from tests.support.objects import (
 from loomgate.errors import ApiError, LeaseLost
 from loomgate.store import Store, tables
 from loomgate.store.database import Database, Statement
-from loomgate.store.runs import Claimed, Commit
+from loomgate.store.records import Claimed, Commit
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec
 from loomgate.wire.threads import MAX_MESSAGES, Thread

@@ -15,7 +15,8 @@ from loomgate import clock
 from loomgate.engine import truncate
 from loomgate.engine.plan import CallModel
 from loomgate.providers import models, tokens
-from loomgate.store.runs import Journal, Runs
+from loomgate.store.records import Journal
+from loomgate.store.runs import Runs
 from loomgate.wire import chat
 from loomgate.wire.runs import MessageDetails, Run, RunSpec, ToolCallsDetails
 from loomgate.wire.threads import Content, ImageUrlPart, Message, RefusalContent, TextContent

@@ -13,8 +13,9 @@ from loomgate import clock
 from loomgate.engine import points
 from loomgate.engine.plan import CallModel, calls_tools
 from loomgate.errors import ProviderError
+from loomgate.store.records import Commit
 from loomgate.store.rows import RunRow
-from loomgate.store.runs import Commit, Runs
+from loomgate.store.runs import Runs
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.ids import new_id
 from loomgate.wire.lifecycle import RunVerb

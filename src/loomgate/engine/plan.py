@@ -6,7 +6,7 @@ still open in the last turn means that the turn was not finished, by a worker th
 
 import msgspec
 
-from loomgate.store.runs import Entry
+from loomgate.store.records import Entry
 from loomgate.wire import lifecycle
 from loomgate.wire.runs import MessageDetails, Run, ToolCallsDetails
 

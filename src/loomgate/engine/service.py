@@ -19,8 +19,8 @@ from loomgate.engine.worker import Worker, WorkerSettings
 from loomgate.errors import LoomgateError
 from loomgate.gateway import Gateway
 from loomgate.store import Store
+from loomgate.store.records import Overdue
 from loomgate.store.rows import Ended
-from loomgate.store.runs import Overdue
 from loomgate.wire import events, lifecycle
 from loomgate.wire.chat import Upstream
 from loomgate.wire.page import Page, PageQuery

@@ -22,8 +22,8 @@ from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, Provide
 from loomgate.gateway import Gateway
 from loomgate.providers import tokens
 from loomgate.store import Store
+from loomgate.store.records import Claimed, Commit, Journal
 from loomgate.store.rows import Ended
-from loomgate.store.runs import Claimed, Commit, Journal
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.lifecycle import RunVerb
 from loomgate.wire.runs import Failure, IncompleteRun, Run, Step, Usage
