@@ -69,7 +69,7 @@ lint: $(DEV_INSTALLED) ## ruff: rules and format
 
 types: $(DEV_INSTALLED) ## pyright's strict rules over src
 	@echo "== basedpyright"
-	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+	@$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python
 
 imports: $(DEV_INSTALLED) ## which room may import which: .importlinter
 	@echo "== import-linter"
