@@ -243,9 +243,9 @@ async def _reach(provider: Provider) -> Finding:
     """
     from msgspec.structs import replace
 
+    from loomgate.gateway.chat import dialect_of
     from loomgate.providers.catalogue import CATALOGUE
     from loomgate.providers.dialect import Target
-    from loomgate.providers.openai import OpenAI
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
 
@@ -261,7 +261,7 @@ async def _reach(provider: Provider) -> Finding:
         todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
         return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
     target = Target(vendor=row, base_url=base, api_key=provider.api_key.reveal() or None)
-    call = replace(OpenAI().request(Chat(model="", messages=[]), target), body=b"{}")
+    call = replace(dialect_of(row).request(Chat(model="", messages=[]), target), body=b"{}")
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:

@@ -19,7 +19,7 @@ def catalogue_table() -> str:
         renamed = ", ".join(f"`{ours}` as `{theirs}`" for ours, theirs in row.rename.items())
         dropped = ", ".join(f"`{name}`" for name in sorted(row.drop))
         models = ", ".join(f"`{pattern}`" for pattern in row.models)
-        key = "needed" if row.auth == "bearer" else "optional"
+        key = "optional" if row.auth == "optional" else "needed"
         lines.append(f"| `{row.name}` | {address} | {key} | {renamed} | {dropped} | {models} |")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
-from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.openai import OpenAI
@@ -22,6 +22,13 @@ from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 log = logging.getLogger(__name__)
 
 _DIALECTS: dict[str, Dialect] = {"openai": OpenAI()}
+
+
+def dialect_of(vendor: Vendor) -> Dialect:
+    """The dialect that ``vendor`` speaks."""
+    return _DIALECTS[vendor.dialect]
+
+
 _LONGEST_ERROR = 64 * 1024
 # After the last chunk: how long to wait for the end of the body, so that the connection can be used again.
 _DRAIN = Timeouts(idle=0.5)
@@ -143,7 +150,7 @@ class Gateway:
                 target, config = await self._target(call.model, upstream, workspace)
                 key, attempts = target.api_key, config.attempts or attempts
                 timeouts = config.timeouts or self._config.timeouts
-                dialect = _DIALECTS[target.vendor.dialect]
+                dialect = dialect_of(target.vendor)
                 decoder = dialect.decoder()
                 async with await self._transport.send(dialect.request(call, target), timeouts) as reply:
                     if reply.status != 200:
@@ -232,7 +239,7 @@ class Gateway:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
         if not re.match(r"https?://[^/\s]+", base_url):
             raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
-        if vendor.auth == "bearer" and not config.api_key:
+        if vendor.auth != "optional" and not config.api_key:
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
         target = Target(
             vendor=vendor, base_url=base_url, api_key=config.api_key, drop=config.drop, headers=config.headers

@@ -14,7 +14,8 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     """A model endpoint's facts.
 
     ``base_url``: None when there is no address that all customers share, so that the operator must give one.
-    ``auth``: ``bearer`` needs a key; ``optional`` sends one if there is one.
+    ``auth``: ``bearer`` needs a key; ``optional`` sends one if there is one; ``key`` needs one that goes where the
+    dialect has it.
     ``rename``: request fields under the name the endpoint knows. ``drop``: fields (our name or the renamed one)
     that it refuses. ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
     """
@@ -22,7 +23,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     base_url: str | None
     chat_path: str = "/chat/completions"
-    auth: Literal["bearer", "optional"] = "bearer"
+    auth: Literal["bearer", "optional", "key"] = "bearer"
     rename: dict[str, str] = {}
     drop: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()

@@ -85,6 +85,8 @@ def _body(call: Chat) -> dict[str, Any]:
     for name in ("response_format", "temperature", "top_p", "max_completion_tokens", "reasoning_effort"):
         if (value := getattr(call, name)) is not None:
             body[name] = value
+    if call.stop:
+        body["stop"] = call.stop
     return body
 
 

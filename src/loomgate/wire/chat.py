@@ -70,7 +70,8 @@ class NamedFunction(msgspec.Struct, frozen=True):
 class Chat(msgspec.Struct, frozen=True, kw_only=True):
     """A model call. ``None`` means "not given": the vendor's default applies and nothing is sent.
 
-    ``response_format`` is OpenAI's object (text, json_object, json_schema); token counts are numbers of tokens.
+    ``response_format`` is OpenAI's object (text, json_object, json_schema); token counts are numbers of tokens;
+    ``stop`` are texts at which the model stops, left out of the answer.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float | None = None
     max_completion_tokens: int | None = None
     reasoning_effort: str | None = None
+    stop: list[str] = []
 
 
 class Usage(msgspec.Struct, frozen=True):
