@@ -18,10 +18,12 @@ from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
+from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
@@ -84,15 +86,22 @@ async def running(application: Application, left: Callable[[], float] | None = N
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
-    """The providers of ``settings`` as the gateway wants them."""
+    """The providers of ``settings`` as the gateway wants them. Raises `SettingError` as `provider_config` does."""
     default = settings.default_provider
     return GatewayConfig(
-        providers={name: _provider(provider) for name, provider in settings.providers.items()},
+        providers={name: provider_config(provider) for name, provider in settings.providers.items()},
         default=None if default is None else default.name,
     )
 
 
-def _provider(provider: Provider) -> ProviderConfig:
+def provider_config(provider: Provider) -> ProviderConfig:
+    """``provider`` as the gateway wants it. Raises `SettingError` for AWS settings that its vendor has no use for."""
+    vendor = CATALOGUE.get(provider.vendor)
+    if vendor is not None and vendor.auth != "aws":
+        for name in ("aws_region", "aws_access_key_id"):
+            if getattr(provider, name):
+                expected = f"nothing, since the vendor `{vendor.name}` is not of AWS"
+                raise SettingError(f"providers.{provider.name}.{name}", expected, "a value")
     return ProviderConfig(
         vendor=provider.vendor,
         base_url=provider.base_url or None,
@@ -105,6 +114,18 @@ def _provider(provider: Provider) -> ProviderConfig:
             idle=provider.idle_seconds,
             total=provider.total_seconds,
         ),
+        aws=_aws_keys(provider),
+        region=provider.aws_region or None,
+    )
+
+
+def _aws_keys(provider: Provider) -> AwsKeys | None:
+    if not provider.aws_access_key_id:
+        return None
+    return AwsKeys(
+        access_key_id=provider.aws_access_key_id.reveal(),
+        secret_access_key=provider.aws_secret_access_key.reveal(),
+        session_token=provider.aws_session_token.reveal() or None,
     )
 
 
@@ -117,11 +138,11 @@ def _resolver(settings: Settings, store: Store) -> Any:
             return None if secret is None else ResolvedKey(provider=upstream.name, api_key=secret)
         declared = settings.virtual_keys.get(upstream.name)
         if declared is not None and declared.workspace == workspace:
-            key = declared.api_key
+            key, aws = declared.api_key, None
             if not key and (provider := settings.providers.get(declared.provider)) is not None:
-                key = provider.api_key
+                key, aws = provider.api_key, _aws_keys(provider)
             return ResolvedKey(
-                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None
+                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None, aws=aws
             )
         stored = await store.virtual_keys.get(workspace, upstream.name)
         if stored is None:

@@ -12,16 +12,19 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
+from loomgate.providers.bedrock import SIGNING_NAME, Bedrock
 from loomgate.providers.catalogue import CATALOGUE, Vendor
+from loomgate.providers.cohere import Cohere
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.openai import OpenAI
+from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
 log = logging.getLogger(__name__)
 
-_DIALECTS: dict[str, Dialect] = {"openai": OpenAI()}
+_DIALECTS: dict[str, Dialect] = {"openai": OpenAI(), "bedrock": Bedrock(), "cohere": Cohere()}
 
 
 def dialect_of(vendor: Vendor) -> Dialect:
@@ -39,7 +42,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``vendor`` is a row of the catalogue; ``base_url`` replaces the row's; ``models`` are `fnmatch` patterns of the
     model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses;
-    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`.
+    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`. For AWS: ``aws`` keys in place
+    of ``api_key``, and the ``region`` (by default the one that ``base_url`` names, else `DEFAULT_REGION`).
     """
 
     vendor: str
@@ -50,6 +54,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     timeouts: Timeouts | None = None
     attempts: int | None = None
+    aws: AwsKeys | None = None
+    region: str | None = None
 
     def __repr__(self) -> str:
         return f"ProviderConfig(vendor={self.vendor!r}, base_url={self.base_url!r})"
@@ -86,6 +92,7 @@ class ResolvedKey(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     api_key: str | None = None
     base_url: str | None = None
+    aws: AwsKeys | None = None
 
     def __repr__(self) -> str:
         return f"ResolvedKey(provider={self.provider!r}, base_url={self.base_url!r})"
@@ -138,7 +145,7 @@ class Gateway:
         attempt = 0
         given = False
         while True:
-            key: str | None = None
+            secrets: tuple[str | None, ...] = ()
             attempts = self._config.retries.attempts
             try:
                 if self._plays(call.model):
@@ -148,11 +155,14 @@ class Gateway:
                             yield chunk
                     return
                 target, config = await self._target(call.model, upstream, workspace)
-                key, attempts = target.api_key, config.attempts or attempts
+                secrets, attempts = target.secrets, config.attempts or attempts
                 timeouts = config.timeouts or self._config.timeouts
                 dialect = dialect_of(target.vendor)
                 decoder = dialect.decoder()
-                async with await self._transport.send(dialect.request(call, target), timeouts) as reply:
+                request = dialect.request(call, target)
+                if target.auth is not None:
+                    request = target.auth(request)
+                async with await self._transport.send(request, timeouts) as reply:
                     if reply.status != 200:
                         raise dialect.error(reply.status, reply.headers, await reply.read(_LONGEST_ERROR))
                     over = False
@@ -167,7 +177,7 @@ class Gateway:
             except ProviderError as error:
                 told = ProviderError(
                     error.kind,
-                    masked(error.message, key),
+                    masked(error.message, *secrets),
                     status=error.status,
                     retry_after=error.retry_after,
                 )
@@ -205,7 +215,8 @@ class Gateway:
             raise ProviderError("auth", f"The {what} '{upstream.name}' does not exist any more in this workspace.")
         config = self._config.providers.get(found.provider) or ProviderConfig(vendor=found.provider)
         # Never the operator's key: it must not travel to an address that a workspace chose, nor pay its calls.
-        config = msgspec.structs.replace(config, api_key=found.api_key, base_url=found.base_url or config.base_url)
+        base_url = found.base_url or config.base_url
+        config = msgspec.structs.replace(config, api_key=found.api_key, aws=found.aws, base_url=base_url)
         return self._made(found.provider, config)
 
     def _configured(self, model: str, upstream: Upstream) -> tuple[Target, ProviderConfig]:
@@ -239,12 +250,27 @@ class Gateway:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
         if not re.match(r"https?://[^/\s]+", base_url):
             raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
-        if vendor.auth != "optional" and not config.api_key:
+        if vendor.auth != "optional" and not config.api_key and not (vendor.auth == "aws" and config.aws):
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
-        target = Target(
-            vendor=vendor, base_url=base_url, api_key=config.api_key, drop=config.drop, headers=config.headers
-        )
-        return target, config
+        return target_of(vendor, base_url, config), config
+
+
+def target_of(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
+    """Where calls by ``config`` go and how they prove themselves; ``base_url`` is the configured one or the row's."""
+    auth = None
+    if vendor.auth == "aws":
+        region = config.region or region_of(base_url) or DEFAULT_REGION
+        base_url = base_url.replace("{region}", region)
+        if config.aws is not None:
+            auth = SigV4(keys=config.aws, region=region, service=SIGNING_NAME)
+    return Target(
+        vendor=vendor,
+        base_url=base_url,
+        api_key=None if auth else config.api_key,
+        auth=auth,
+        drop=config.drop,
+        headers=config.headers,
+    )
 
 
 async def _drain(reply: Reply) -> None:

@@ -84,6 +84,16 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: Annotated[
         int, Meta(ge=1, le=20, description="Attempts for one model call, the first one included.")
     ] = 4
+    aws_region: Annotated[
+        Name, Meta(description="AWS region of a `bedrock` provider; empty: the one in `base_url`, else `us-east-1`.")
+    ] = ""
+    aws_access_key_id: Annotated[
+        Secret, Meta(description="Access key id with which requests to AWS are signed, in place of `api_key`.")
+    ] = Secret()
+    aws_secret_access_key: Annotated[Secret, Meta(description="The secret that belongs to it.")] = Secret()
+    aws_session_token: Annotated[
+        Secret, Meta(description="The session token of temporary AWS keys; empty: the keys are long-lived.")
+    ] = Secret()
 
 
 class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
