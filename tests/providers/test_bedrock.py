@@ -73,10 +73,10 @@ def test_a_model_name_cannot_lead_elsewhere(model: str) -> None:
 def test_a_conversation_begins_and_ends_with_the_user() -> None:
     """A truncated thread may begin with an answer, and a run may follow one."""
     said = {"role": "assistant", "content": [{"text": "A"}]}
-    before, after = ({"role": "user", "content": [{"text": text}]} for text in ("…", "Continue."))
-    assert sent(assistant("A"), HI)["messages"][:2] == [before, said]
-    assert sent(HI, assistant("A"))["messages"][1:] == [said, after]
-    assert sent(ChatMessage(role="system", content="S")) == {"system": [{"text": "S"}], "messages": [before]}
+    filler = {"role": "user", "content": [{"text": "Continue."}]}
+    assert sent(assistant("A"), HI)["messages"][:2] == [filler, said]
+    assert sent(HI, assistant("A"))["messages"][1:] == [said, filler]
+    assert sent(ChatMessage(role="system", content="S")) == {"system": [{"text": "S"}], "messages": [filler]}
 
 
 def test_results_of_parallel_calls_are_one_message_with_what_the_user_says_next() -> None:

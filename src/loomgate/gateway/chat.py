@@ -12,6 +12,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
+from loomgate.providers.anthropic import Anthropic
 from loomgate.providers.bedrock import SIGNING_NAME, Bedrock
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.cohere import Cohere
@@ -24,7 +25,12 @@ from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
 log = logging.getLogger(__name__)
 
-_DIALECTS: dict[str, Dialect] = {"openai": OpenAI(), "bedrock": Bedrock(), "cohere": Cohere()}
+_DIALECTS: dict[str, Dialect] = {
+    "anthropic": Anthropic(),
+    "bedrock": Bedrock(),
+    "cohere": Cohere(),
+    "openai": OpenAI(),
+}
 
 
 def dialect_of(vendor: Vendor) -> Dialect:

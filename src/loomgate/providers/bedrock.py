@@ -17,8 +17,7 @@ import msgspec
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.eventstream import Frame, FrameParser
-from loomgate.providers.failure import masked
-from loomgate.providers.openai import OpenAI
+from loomgate.providers.failure import error_answer, masked, status_kind
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -45,9 +44,8 @@ _encode = msgspec.json.Encoder().encode
 _SEGMENT = "!$&'()*+,;=:@"
 _DATA_URL = re.compile(r"data:image/(png|jpe?g|gif|webp)(?:;[^,;]+)*?(;base64)?,(.*)", re.DOTALL | re.IGNORECASE)
 _IMAGES = "png, jpeg, gif or webp"
-# Converse wants user and assistant in turns, the user first and last. These stand for a turn that a thread does not
-# have: what was cut off before its first message, and the wish to hear more after an answer.
-_BEFORE, _AFTER = "…", "Continue."
+# Converse wants user and assistant in turns, the user first and last. This stands for a turn that a thread lacks.
+_FILLER = {"role": "user", "content": [{"text": "Continue."}]}
 _JSON_MODE = "Answer with one JSON object and nothing else."
 
 
@@ -109,9 +107,9 @@ def _conversation(call: Chat) -> tuple[list[dict[str, Any]], list[dict[str, Any]
         elif blocks:
             messages.append({"role": role, "content": blocks})
     if not messages or messages[0]["role"] == "assistant":
-        messages.insert(0, {"role": "user", "content": _texts(_BEFORE)})
+        messages.insert(0, _FILLER)
     if messages[-1]["role"] == "assistant":
-        messages.append({"role": "user", "content": _texts(_AFTER)})
+        messages.append(_FILLER)
     return system, messages
 
 
@@ -196,25 +194,17 @@ class Bedrock:
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
-        told = _plain.error(status, headers, body)
-        found = _Refusal()
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            found = _refusal(body)
-        # "ThrottlingException:http://internal.amazon.com/…", or in the body "com.amazon.coral.service#Throttling…".
-        code = headers.get("x-amzn-errortype") or (found.type or "").rpartition("#")[2]
-        return _failed(code.partition(":")[0], found.upper or told.message, told)
+
+        def read(found: dict[str, Any], status: int, wait: float | None) -> ProviderError:
+            # "ThrottlingException:http://internal.amazon.com/…", or in the body "com.amazon.coral.service#Throttling…".
+            code = headers.get("x-amzn-errortype") or str(found.get("__type", "")).rpartition("#")[2]
+            said = str(found.get("message") or found.get("Message") or "")  # AWS's front door writes it large
+            return _failed(code.partition(":")[0], said, status, wait)
+
+        return error_answer(status, headers, body, read)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------
-
-
-class _Refusal(msgspec.Struct):
-    type: str | None = msgspec.field(name="__type", default=None)
-    upper: str | None = msgspec.field(name="Message", default=None)  # AWS's front door writes it so
-
-
-_refusal = msgspec.json.Decoder(_Refusal).decode
-_plain = OpenAI()  # error objects of all sorts, pages of proxies, redirects: it knows them
 
 # Names of exceptions, in lower case: as a header they begin with a capital, within a stream they do not.
 _EXCEPTIONS: dict[str, ProviderErrorKind] = {
@@ -244,20 +234,15 @@ _SPENT = re.compile(r"(?i)\bper (day|month)\b")
 _CANONICAL = re.compile(r"\s*The Canonical String .*", re.DOTALL)
 
 
-def _failed(code: str, message: str, told: ProviderError | None = None) -> ProviderError:
-    """The exception ``code`` in our words; ``told`` is what the HTTP answer said, None within a stream."""
-    kind = _EXCEPTIONS.get(code.lower()) or (told.kind if told else "server")
+def _failed(code: str, message: str, status: int | None = None, wait: float | None = None) -> ProviderError:
+    """The exception ``code`` in our words; ``status`` is None within a stream, ``wait`` in seconds."""
+    kind = _EXCEPTIONS.get(code.lower()) or (status_kind(status) if status else "server")
     if kind == "invalid" and _NO_MODEL.search(message):
         kind = "model_not_found"
     elif kind == "rate_limit" and _SPENT.search(message):
         kind = "quota"  # "Too many tokens per day, please wait before trying again."
-    message = masked(_CANONICAL.sub("", message)) or f"The endpoint reported {code or 'an error'}."
-    return ProviderError(
-        kind,
-        message[:2000],
-        status=told.status if told else None,
-        retry_after=told.retry_after if told else None,
-    )
+    message = masked(_CANONICAL.sub("", message)) or f"The endpoint answered {code or status or 'with an error'}."
+    return ProviderError(kind, message[:2000], status=status, retry_after=wait)
 
 
 # --- the answer ----------------------------------------------------------------------------------------------------

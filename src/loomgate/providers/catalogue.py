@@ -28,7 +28,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     rename: dict[str, str] = {}
     drop: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
-    dialect: Literal["openai", "bedrock", "cohere"] = "openai"
+    dialect: Literal["openai", "anthropic", "bedrock", "cohere"] = "openai"
 
 
 # Most vendors took over the dialect when the field was still called max_tokens; few know both names.
@@ -47,6 +47,14 @@ _ROWS = (
         name="openai",
         base_url="https://api.openai.com/v1",
         models=("gpt-*", "chatgpt-*", "o1", "o1-*", "o3", "o3-*", "o4-*", "ft:gpt-*"),
+    ),
+    Vendor(
+        name="anthropic",
+        base_url="https://api.anthropic.com/v1",
+        chat_path="/v1/messages",
+        auth="key",
+        models=("claude-*",),
+        dialect="anthropic",
     ),
     Vendor(name="openai-compatible", base_url=None, auth="optional", rename=_OLD),
     Vendor(

@@ -12,9 +12,8 @@ import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import masked
+from loomgate.providers.failure import error_answer, masked, status_kind
 from loomgate.providers.framing import EventParser
-from loomgate.providers.openai import OpenAI
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -135,14 +134,18 @@ class Cohere:
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
-        told = _plain.error(status, headers, body)  # ``{"message": …}`` is one of the shapes it knows
-        kind = _STATUSES.get(status, told.kind)
-        if kind == "rate_limit" and _SPENT.search(told.message):
-            kind = "quota"
-        return ProviderError(kind, told.message, status=status, retry_after=told.retry_after)
+        return error_answer(status, headers, body, _refusal)
 
 
-_plain = OpenAI()
+def _refusal(found: dict[str, Any], status: int, wait: float | None) -> ProviderError:
+    said = found.get("message")
+    message = masked(said)[:2000] if isinstance(said, str) and said else f"The endpoint answered HTTP {status}."
+    kind = _STATUSES.get(status) or status_kind(status)
+    if kind == "rate_limit" and _SPENT.search(message):
+        kind = "quota"
+    return ProviderError(kind, message, status=status, retry_after=wait)
+
+
 # Where Cohere's statuses mean something of their own: a blocked prompt or answer, an operation it does not have.
 _STATUSES: dict[int, ProviderErrorKind] = {498: "invalid", 501: "invalid"}
 _SPENT = re.compile(r"(?i)(/|\bper) *month\b")  # a trial key's calls are counted by the month

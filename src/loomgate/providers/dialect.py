@@ -49,6 +49,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
 
+    @property
+    def url(self) -> str:
+        """The chat address below the base; a base that already ends in the path's ``/v1`` does not get it twice."""
+        base, path = self.base_url.rstrip("/"), self.vendor.chat_path
+        return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
+
     def __repr__(self) -> str:
         return f"Target(vendor={self.vendor.name!r}, base_url={self.base_url!r})"
 

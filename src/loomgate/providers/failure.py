@@ -4,11 +4,15 @@ What must live here: facts about failures that every dialect shares. What must n
 belong to its dialect) and the decision to try again (``gateway/``).
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import msgspec
 
 from loomgate import clock
-from loomgate.errors import ProviderErrorKind
+from loomgate.errors import ProviderError, ProviderErrorKind
 
 # RFC 9110, and 529 ("site is overloaded") which several vendors borrowed. Anything absent goes by its hundred.
 _KINDS: dict[int, ProviderErrorKind] = {
@@ -63,6 +67,35 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return max(0.0, moment.timestamp() - clock.now())
+
+
+def error_answer(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    read: Callable[[dict[str, Any], int, float | None], ProviderError],
+) -> ProviderError:
+    """What an answer with an error status means. ``headers`` has lower-case names; ``body`` may be anything.
+
+    ``read`` gets the body if it is a JSON object, the status, and the seconds to wait if the endpoint said so. What
+    is not the vendor's own answer (a redirect, a page of a proxy or a balancer in between) goes by its status.
+    """
+    if 300 <= status < 400:
+        said = f"The endpoint answered HTTP {status}, a redirect: set base_url to where it points."
+        return ProviderError("malformed", said, status=status)
+    found = None
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        found = msgspec.json.decode(body)
+    if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
+        found = cast(list[Any], found)[0]
+    wait = retry_after(headers)
+    if isinstance(found, dict):
+        return read(cast(dict[str, Any], found), status, wait)
+    said = body[:300].decode("utf-8", "replace").strip()
+    if said.startswith("<"):
+        said = "an HTML page"  # no use to anyone
+    message = f"The endpoint answered HTTP {status}" + (f": {masked(said)}" if said else ".")
+    return ProviderError(status_kind(status), message, status=status, retry_after=wait)
 
 
 def _number(value: str | None) -> float | None:

@@ -15,6 +15,19 @@ import msgspec
 Encoding = Literal["o200k_base", "cl100k_base"]
 
 
+class Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model's reasoning is asked for, where that is not by OpenAI's ``reasoning_effort`` alone.
+
+    ``mode``: ``budget`` takes a number of tokens, ``adaptive`` decides by itself. ``efforts``: the levels it knows,
+    rising; empty if none. ``off``: ``default`` (it does not think unless asked to), ``disabled`` or ``between_tools``
+    (what to say so that it does not, or as little as it can), ``never`` (it always thinks).
+    """
+
+    mode: Literal["budget", "adaptive"]
+    efforts: tuple[str, ...] = ()
+    off: Literal["default", "disabled", "between_tools", "never"] = "default"
+
+
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is published about a family of models. All counts are numbers of tokens.
 
@@ -23,7 +36,9 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     false, a value that the client did not give must not be sent (BEHAVIOUR RSN-03). ``encoding``: the tokenizer.
     ``image_low`` and ``image_high``: the most that one image can cost with detail ``low``, and with ``high`` or
     ``auto``, after the vendor's own scaling: the size of the picture is not known here. ``tool_init``: the constant
-    per function of the published rule for tool definitions (see ``tokens.count_tools``).
+    per function of the published rule for tool definitions (see ``tokens.count_tools``). ``thinking``: see `Thinking`.
+    ``json_schema``: whether an answer can be held to a schema by the endpoint itself, as far as that depends on the
+    model.
     """
 
     context_window: int
@@ -33,6 +48,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     image_low: int = 85
     image_high: int = 1445
     tool_init: int = 7
+    thinking: Thinking | None = None
+    json_schema: bool = True
 
     def prompt_limit(self, answer: int | None = None) -> int:
         """The most tokens a prompt may have so that the window still has room for an answer.
@@ -87,6 +104,32 @@ _CHAT_LATEST = _chat(128_000, 16_384, _tiles(70, 140))
 # The "-chat" models of later GPT-5 releases are reasoning models and take no temperature; the first one does.
 _CHAT_LATEST_REASONING = _reasoning(128_000, 16_384, _tiles(70, 140))
 
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+_BUDGET = Thinking(mode="budget")
+
+
+def _claude(
+    window: int, output: int, thinking: Thinking | None, *, json_schema: bool = True, sampling: bool = True
+) -> ModelFacts:
+    # Models without sampling parameters are those that look at pictures three times as closely.
+    image = 1600 if sampling else 4784
+    return ModelFacts(
+        context_window=window,
+        max_output=output,
+        accepts_temperature=sampling,
+        image_low=image,
+        image_high=image,
+        thinking=thinking,
+        json_schema=json_schema,
+    )
+
+
+def _claude_adaptive(off: Literal["default", "disabled", "between_tools", "never"]) -> ModelFacts:
+    return _claude(1_000_000, 128_000, Thinking(mode="adaptive", efforts=_EFFORTS, off=off), sampling=False)
+
+
+_CLAUDE_46 = _claude(1_000_000, 128_000, Thinking(mode="adaptive", efforts=("low", "medium", "high", "max")))
+
 # Family -> facts, from the vendor's model pages. The longest family that the name equals or continues with "-" or
 # ":" wins; a family that ends with "." also stands for every release after the point.
 _FAMILIES: dict[str, ModelFacts] = {
@@ -134,6 +177,27 @@ _FAMILIES: dict[str, ModelFacts] = {
     "gpt-5.5": _GPT54,
     "gpt-5.6": _GPT54,
     "gpt-oss": _chat(131_072, 131_072),
+    "claude": _claude_adaptive("disabled"),  # one that is newer than this table
+    "claude-3": _claude(200_000, 4096, None, json_schema=False),
+    "claude-3-5": _claude(200_000, 8192, None, json_schema=False),
+    "claude-3-7": _claude(200_000, 64_000, _BUDGET, json_schema=False),
+    "claude-sonnet-4": _claude(200_000, 64_000, _BUDGET, json_schema=False),
+    "claude-opus-4": _claude(200_000, 32_000, _BUDGET, json_schema=False),
+    "claude-opus-4-1": _claude(200_000, 32_000, _BUDGET),
+    "claude-sonnet-4-5": _claude(200_000, 64_000, _BUDGET),
+    "claude-haiku-4-5": _claude(200_000, 64_000, _BUDGET),
+    "claude-opus-4-5": _claude(200_000, 64_000, Thinking(mode="budget", efforts=("low", "medium", "high"))),
+    "claude-opus-4-6": _CLAUDE_46,
+    "claude-sonnet-4-6": _CLAUDE_46,
+    "claude-opus-4-7": _claude_adaptive("default"),
+    "claude-opus-4-8": _claude_adaptive("default"),
+    "claude-opus-5": _claude_adaptive("disabled"),
+    "claude-sonnet-5": _claude_adaptive("disabled"),
+    "claude-haiku-5": _claude_adaptive("disabled"),
+    "claude-sonnet-5-5": _claude_adaptive("between_tools"),
+    "claude-opus-5-5": _claude_adaptive("never"),
+    "claude-fable": _claude_adaptive("never"),
+    "claude-mythos": _claude_adaptive("never"),
     "text-embedding-3": _older(8192, None),
     "text-embedding-ada": _older(8192, None),
 }
@@ -148,6 +212,8 @@ def _belongs(name: str, family: str) -> bool:
 @lru_cache(maxsize=1024)
 def _look_up(model: str) -> ModelFacts:
     name = model.lower().rpartition("/")[2].removeprefix("ft:")
+    for maker in ("anthropic.", "openai."):  # as Bedrock names them: "eu.anthropic.claude-…"
+        name = name.rpartition(maker)[2]
     families = [family for family in _FAMILIES if _belongs(name, family)]
     return _FAMILIES[max(families, key=len)] if families else UNKNOWN
 
@@ -155,9 +221,9 @@ def _look_up(model: str) -> ModelFacts:
 def facts(model: str, overrides: Mapping[str, int] | None = None) -> ModelFacts:
     """What is known about ``model``, a name as a client sends it.
 
-    Case, a vendor in front (``openai/gpt-4o``, ``@team/gpt-4o``), a fine-tune (``ft:gpt-4o:...``) and a dated or
-    named variant behind (``gpt-4o-2024-08-06``) do not matter. A name of no known family gets `UNKNOWN`: a window
-    of 128,000 tokens and the newest encoding, both guesses.
+    Case, a vendor in front (``openai/gpt-4o``, ``@team/gpt-4o``, Bedrock's ``us.anthropic.claude-opus-4-6-v1``), a
+    fine-tune (``ft:gpt-4o:...``) and a dated or named variant behind (``gpt-4o-2024-08-06``) do not matter. A name of
+    no known family gets `UNKNOWN`: a window of 128,000 tokens and the newest encoding, both guesses.
 
     ``overrides``: shell-style pattern (``llama-3*``) of the whole name, in lower case -> context window in tokens;
     the first that matches wins, whatever the table says, and an answer is then no longer than that window.

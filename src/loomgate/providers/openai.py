@@ -4,7 +4,6 @@ What must live here: this wire format, and the liberties that the many servers t
 What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target
-from loomgate.providers.failure import masked, retry_after, status_kind
+from loomgate.providers.failure import error_answer, masked, status_kind
 from loomgate.providers.framing import EventParser
 from loomgate.wire.chat import (
     Chat,
@@ -90,12 +89,6 @@ def _body(call: Chat) -> dict[str, Any]:
     return body
 
 
-def _url(target: Target) -> str:
-    """The chat address below the base; a base that already ends in the path's ``/v1`` does not get it twice."""
-    base, path = target.base_url.rstrip("/"), target.vendor.chat_path
-    return base + (path.removeprefix("/v1") if base.endswith("/v1") else path)
-
-
 class OpenAI:
     """The `Dialect` of OpenAI and of every vendor that copied its chat completions."""
 
@@ -113,7 +106,7 @@ class OpenAI:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(_url(target), {**headers, **target.headers}, _encode(body))
+        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""
@@ -121,22 +114,7 @@ class OpenAI:
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
-        if 300 <= status < 400:
-            said = f"The endpoint answered HTTP {status}, a redirect: set base_url to where it points."
-            return ProviderError("malformed", said, status=status)
-        found = None
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            found = msgspec.json.decode(body)
-        if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
-            found = cast(list[Any], found)[0]
-        wait = retry_after(headers)
-        if isinstance(found, dict):
-            return _error(cast(dict[str, Any], found), status, wait)
-        said = body[:300].decode("utf-8", "replace").strip()
-        if said.startswith("<"):
-            said = "an HTML page"  # of a proxy or a balancer in between: no use to anyone
-        message = f"The endpoint answered HTTP {status}" + (f": {masked(said)}" if said else ".")
-        return ProviderError(status_kind(status), message, status=status, retry_after=wait)
+        return error_answer(status, headers, body, _error)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

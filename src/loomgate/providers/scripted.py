@@ -352,13 +352,14 @@ def _default(chat: Chat, words: str, after: list[ChatMessage]) -> list[_Step]:
 
 
 def _perform(steps: list[_Step], chat: Chat, attempt: int) -> list[Beat]:
-    """Lay out ``steps`` as deltas, within ``max_completion_tokens``, closed by one `Finish` or `Fail`."""
+    """Lay out ``steps`` as deltas, within ``max_completion_tokens`` and up to a text of ``stop``, closed by one
+    `Finish` or `Fail`."""
     beats: list[Beat] = []
     size: int | None = None
     told: Usage | None = None
     reason: FinishReason | None = None
     most = chat.max_completion_tokens
-    spent, calls, cut = 0, 0, False
+    spent, calls, cut, stopped = 0, 0, False, False
     before: type[_Say | _Refuse] | None = None
     for step in steps:
         if isinstance(step, _Size):
@@ -371,19 +372,21 @@ def _perform(steps: list[_Step], chat: Chat, attempt: int) -> list[Beat]:
             if step.times is None or attempt < step.times:
                 return [*beats, step]
         elif isinstance(step, Wait):
-            if not cut:
+            if not cut and not stopped:
                 beats.append(step)
         elif isinstance(step, _Say | _Refuse):
-            if cut:
+            if cut or stopped:
                 continue
-            whole = "\n" + step.text if before is type(step) else step.text
+            said = "\n" + step.text if before is type(step) else step.text
             before = type(step)
+            whole = said[: min((at for stop in chat.stop if (at := said.find(stop)) >= 0), default=None)]
+            stopped = whole != said
             text = _within(whole, most, spent)
             spent += count_words(text)
             cut = text != whole
             delta = TextDelta if isinstance(step, _Say) else RefusalDelta
             beats.extend(delta(piece) for piece in _pieces(text, size))
-        elif isinstance(step, _Call) and not cut:
+        elif isinstance(step, _Call) and not cut and not stopped:
             if most is not None and spent >= most:
                 cut = True
                 continue

@@ -2,13 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
 from loomgate.errors import ProviderError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries
-from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import HttpCall
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, FunctionTool, Upstream, Usage
 from tests.providers.conformance.replay import Canned, Replay
@@ -63,8 +61,7 @@ async def test_a_call_with_tools(wire: Wire) -> None:
     # What arrived is what the dialect made, and it is understood: only the address is another.
     (asked,) = server.asked
     made = request(wire, call)
-    base = urlsplit(CATALOGUE[wire.vendor].base_url or "")
-    assert base.path.rstrip("/") + asked.target in (urlsplit(made.url).path, made.url[len(f"{base[0]}://{base[1]}") :])
+    assert made.url.endswith(asked.target)
     names = {name.lower(): name for name in made.headers}
     sent = {names.get(name, name): value for name, value in asked.headers.items()}
     assert meaning(wire.told(HttpCall(made.url, sent, asked.body))) == meaning(wire.told(made))

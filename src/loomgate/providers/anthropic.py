@@ -1,0 +1,579 @@
+"""Anthropic's Messages dialect, sans-I/O: a `Chat` to request bytes, answer bytes to `Chunk` values.
+
+What must live here: this wire format (https://platform.claude.com/docs/en/api/messages), and how a call that is put in
+OpenAI's words is said in it (docs/providers.md). What must not: addresses (``catalogue``), facts about models
+(``models``), connections (``transport``), trying again (``gateway/``).
+"""
+
+import base64
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from loomgate.errors import ProviderError, ProviderErrorKind
+from loomgate.providers import models
+from loomgate.providers.dialect import HttpCall, Target
+from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.framing import EventParser
+from loomgate.wire.chat import (
+    Chat,
+    ChatMessage,
+    Chunk,
+    ContentPart,
+    Finish,
+    FinishReason,
+    NamedFunction,
+    RefusalDelta,
+    TextDelta,
+    TextPart,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+
+_VERSION = "2023-06-01"
+# The longest answer of a model that nothing is known about; the endpoint wants a number.
+_MAX_TOKENS = 4096
+# A conversation must begin and end with the user; OpenAI's need not, and a thread's does not always.
+_FILLER: dict[str, Any] = {"type": "text", "text": "Continue."}
+_JSON_OBJECT = "Answer with one JSON object and nothing else: no text around it, no code fence."
+# The tool that stands for a response schema with models that know no other way; never shown to anyone.
+_ANSWER_TOOL = "loomgate_answer"
+
+_encode = msgspec.json.Encoder().encode
+
+# --- the request: messages -----------------------------------------------------------------------------------------
+
+
+def _block(part: ContentPart) -> dict[str, Any]:
+    """A content block (GATEWAY TR-14)."""
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    url = part.image_url.url
+    if url[:5].lower() != "data:":
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    head, comma, data = url[5:].partition(",")
+    kind, *options = (word.strip() for word in head.split(";"))
+    if not comma:
+        raise ProviderError("invalid", "image_url: expected 'data:<media type>;base64,<data>', found no comma.")
+    if "base64" not in (option.lower() for option in options):
+        data = base64.b64encode(unquote_to_bytes(data)).decode()
+    source = {"type": "base64", "media_type": kind.lower(), "data": data}
+    return {"type": "document" if kind.lower() == "application/pdf" else "image", "source": source}
+
+
+def _blocks(content: str | list[ContentPart] | None) -> list[dict[str, Any]]:
+    """The blocks of a message's content; the endpoint refuses empty texts."""
+    parts: list[ContentPart] = [TextPart(content)] if isinstance(content, str) else content or []
+    return [_block(part) for part in parts if not isinstance(part, TextPart) or part.text]
+
+
+def _id(id: str) -> str:
+    """A tool call's id in the only characters that the endpoint takes."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", id)
+
+
+def _input(call: ToolCall) -> dict[str, Any]:
+    """A call's arguments as the object that the endpoint wants; what is none is shown as the text it is."""
+    with contextlib.suppress(msgspec.DecodeError):
+        found = msgspec.json.decode(call.arguments or "{}")
+        if isinstance(found, dict):
+            return cast(dict[str, Any], found)
+    return {"arguments": call.arguments}
+
+
+def _message(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
+    """A message's role and blocks (GATEWAY TR-13)."""
+    if message.role == "tool":
+        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id or "")}
+        if content := message.content if isinstance(message.content, str) else _blocks(message.content):
+            result["content"] = content
+        return "user", [result]
+    blocks = _blocks(message.content)
+    if message.role == "user":
+        return "user", blocks
+    if message.refusal:
+        blocks.append({"type": "text", "text": message.refusal})
+    blocks += [
+        {"type": "tool_use", "id": _id(call.id), "name": call.name, "input": _input(call)}
+        for call in message.tool_calls
+    ]
+    return "assistant", blocks
+
+
+def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The system blocks (GATEWAY TR-10), and the turns: neighbours of one role are one, the first and last a user's."""
+    system: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "system":
+            system += _blocks(message.content)
+            if any(block["type"] != "text" for block in system):
+                raise ProviderError("invalid", "messages: expected only text in a system message, found an image.")
+            continue
+        role, blocks = _message(message)
+        if not blocks:
+            continue
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        else:
+            turns.append({"role": role, "content": blocks})
+    if turns and turns[0]["role"] != "user":
+        turns.insert(0, {"role": "user", "content": [_FILLER]})
+    if not turns or turns[-1]["role"] != "user":
+        turns.append({"role": "user", "content": [_FILLER]})
+    return system, turns
+
+
+# --- the request: everything else ----------------------------------------------------------------------------------
+
+
+def _tools(call: Chat, body: dict[str, Any]) -> None:
+    """Tools and the choice among them (GATEWAY TR-11, TR-12)."""
+    if not call.tools:
+        return
+    if any(tool.name == _ANSWER_TOOL for tool in call.tools):
+        raise ProviderError("invalid", f"tools: expected another name than '{_ANSWER_TOOL}', which is in use.")
+    body["tools"] = [
+        {
+            "name": tool.name,
+            **({"description": tool.description} if tool.description else {}),
+            "input_schema": tool.parameters or {"type": "object", "properties": {}},
+            **({"strict": True} if tool.strict else {}),
+        }
+        for tool in call.tools
+    ]
+    choice = call.tool_choice
+    made: dict[str, Any] | None = None
+    if isinstance(choice, NamedFunction):
+        made = {"type": "tool", "name": choice.name}
+    elif choice is not None:
+        made = {"type": "any" if choice == "required" else choice}
+    if call.parallel_tool_calls is False and choice != "none":
+        made = {**(made or {"type": "auto"}), "disable_parallel_tool_use": True}
+    if made is not None:
+        body["tool_choice"] = made
+
+
+def _closed(schema: Any) -> Any:
+    """``schema`` with every object closed, as the endpoint demands: what fits it fits the original as well."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in cast(list[Any], schema)]
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for name, value in cast(dict[str, Any], schema).items():
+        if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
+            made[name] = {key: _closed(inner) for key, inner in cast(dict[str, Any], value).items()}
+        elif name in ("const", "enum", "default", "examples"):
+            made[name] = value
+        else:
+            made[name] = _closed(value)
+    if made.get("type") == "object":
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def _format(call: Chat, facts: models.ModelFacts, body: dict[str, Any], system: list[dict[str, Any]]) -> None:
+    """The answer's format: natively, or as a tool that must be called, or by asking for it."""
+    wanted = call.response_format or {"type": "text"}
+    if wanted["type"] == "json_object":
+        system.append({"type": "text", "text": _JSON_OBJECT})
+    if wanted["type"] != "json_schema":
+        return
+    given = wanted["json_schema"]
+    schema = given.get("schema") or {"type": "object"}
+    if facts.json_schema:
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": _closed(schema)}
+        return
+    about = given.get("description") or "Gives the answer. Call this once you have it, instead of writing it."
+    answer = {"name": _ANSWER_TOOL, "description": about, "input_schema": schema}
+    body["tools"] = [*body.get("tools", []), answer]
+    choice: dict[str, Any] = body.get("tool_choice", {"type": "auto"})
+    if choice["type"] == "none" or not call.tools:
+        choice = {"type": "tool", "name": _ANSWER_TOOL}
+    elif choice["type"] != "tool":  # one function that must be called comes before the answer
+        choice = {"type": "any"}
+    body["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
+
+
+_LEVELS = ("minimal", "low", "medium", "high", "xhigh", "max")
+_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 32_768, "max": 65_536}
+_LEAST_BUDGET = 1024
+
+
+def _level(asked: str, known: tuple[str, ...]) -> str:
+    """The highest level in ``known`` that is not above the one asked for, or the lowest."""
+    below = _LEVELS[: _LEVELS.index(asked) + 1]
+    return next((level for level in reversed(known) if level in below), known[0])
+
+
+def _refuse(call: Chat, why: str) -> ProviderError:
+    return ProviderError("invalid", f"reasoning_effort: expected {why}, found '{call.reasoning_effort}'.")
+
+
+def _thinking(call: Chat, facts: models.ModelFacts, body: dict[str, Any]) -> None:
+    """How much the model thinks. Raises `ProviderError` ``invalid`` for an effort that it cannot make.
+
+    Thinking cannot be had together with a tool that must be called; and a budget not within a turn that has called
+    tools before, since the thoughts of its beginning would have to come along.
+    """
+    effort, thinking = call.reasoning_effort, facts.thinking
+    forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
+    if thinking is None:
+        if effort not in (None, "none"):
+            raise _refuse(call, f"null or 'none' for the model '{call.model}', which is not known to reason")
+        return
+    if effort == "none":
+        if thinking.off == "never":
+            raise _refuse(call, f"at least 'low' for the model '{call.model}', which always reasons")
+        if thinking.off != "default":
+            body["thinking"] = {"type": thinking.off}
+        return
+    if effort is not None and effort not in _LEVELS:
+        raise _refuse(call, f"null, 'none' or one of {', '.join(_LEVELS)}")
+    if forced and thinking.off == "disabled":
+        body["thinking"] = {"type": "disabled"}
+    if effort is None:
+        return
+    if thinking.efforts:
+        level = _level(effort, thinking.efforts)
+        if "thinking" in body and level in ("xhigh", "max"):
+            level = "high"  # the most without thinking
+        body.setdefault("output_config", {})["effort"] = level
+    if forced:
+        return
+    if thinking.mode == "adaptive":
+        body["thinking"] = {"type": "adaptive"}
+        return
+    within = next((bool(said.tool_calls) for said in reversed(call.messages) if said.role == "assistant"), False)
+    budget = min(_BUDGETS[effort], body["max_tokens"] // 2)  # the other half is for the answer
+    if budget >= _LEAST_BUDGET and not within:
+        body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _body(call: Chat) -> dict[str, Any]:
+    facts = models.facts(call.model)
+    system, turns = _conversation(call.messages)
+    longest = facts.max_output or _MAX_TOKENS
+    wanted = call.max_completion_tokens
+    # What is asked for at most may be more than the model can say: the endpoint would refuse that.
+    most = longest if wanted is None else min(wanted, facts.max_output or wanted)
+    body: dict[str, Any] = {"model": call.model, "max_tokens": most, "messages": turns, "stream": True}
+    _tools(call, body)
+    _format(call, facts, body, system)
+    _thinking(call, facts, body)
+    if system:
+        body["system"] = system
+    if call.temperature is not None:
+        body["temperature"] = min(call.temperature, 1.0)  # GATEWAY TR-02: theirs ends where OpenAI's is in the middle
+    if call.top_p is not None:
+        body["top_p"] = call.top_p
+    if call.stop:
+        body["stop_sequences"] = call.stop
+    return body
+
+
+_DROPPED: dict[str, Any] = {**dict.fromkeys(Chat.__struct_fields__), "tools": [], "stop": []}
+_NEVER_DROPPED = frozenset({"model", "messages"})
+
+
+class Anthropic:
+    """The `Dialect` of Anthropic's Messages API."""
+
+    def request(self, call: Chat, target: Target) -> HttpCall:
+        """The streamed request for ``call``, without the fields (ours or theirs) that the row or the target drops.
+
+        Raises `ProviderError` ``invalid`` for what this endpoint cannot do.
+        """
+        drop = target.vendor.drop | target.drop
+        if ours := {name: _DROPPED[name] for name in (drop & _DROPPED.keys()) - _NEVER_DROPPED}:
+            if "tool_choice" in ours and call.tool_choice == "none":
+                ours["tools"] = []  # the only way left to say it
+            call = msgspec.structs.replace(call, **ours)
+        body = _body(call)
+        for name in drop - _NEVER_DROPPED - {"max_tokens"}:
+            body.pop(name, None)
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "anthropic-version": _VERSION,
+        }
+        if target.api_key:
+            headers["x-api-key"] = target.api_key
+        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
+
+    def decoder(self) -> "MessageDecoder":
+        """A fresh decoder for one answer."""
+        return MessageDecoder()
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
+        return error_answer(status, headers, body, _error)
+
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+_KINDS: dict[str, ProviderErrorKind] = {
+    "invalid_request_error": "invalid",
+    "authentication_error": "auth",
+    "permission_error": "auth",
+    "billing_error": "quota",
+    "not_found_error": "model_not_found",
+    "conflict_error": "overloaded",
+    "request_too_large": "invalid",
+    "rate_limit_error": "rate_limit",
+    "timeout_error": "timeout",
+    "api_error": "server",
+    "overloaded_error": "overloaded",
+}
+
+
+def _error(found: dict[str, Any], status: int | None, wait: float | None) -> ProviderError:
+    """The error in ``found``; ``status`` is None within a stream, where only the type tells (GATEWAY GERR-02)."""
+    inner: Any = found.get("error", found)
+    fields = cast(dict[str, Any], inner) if isinstance(inner, dict) else {"message": inner}
+    kind = _KINDS.get(str(fields.get("type")), "server") if status is None else status_kind(status)
+    said = fields.get("message")
+    if said is not None and not isinstance(said, str):
+        said = _encode(said).decode()
+    if kind == "invalid" and said and "credit balance" in said:  # a 400 as any other, but for its words
+        kind = "quota"
+    message = masked(said) if said else f"The endpoint answered HTTP {status} without a message."
+    return ProviderError(kind, message[:2000], status=status, retry_after=wait)
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------
+
+
+class _OutputDetails(msgspec.Struct):
+    thinking_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens_details: _OutputDetails | None = None
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Any = None
+
+
+class _StopDetails(msgspec.Struct):
+    explanation: str | None = None
+
+
+class _Delta(msgspec.Struct):
+    type: str | None = None
+    text: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
+
+
+class _Message(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Event(msgspec.Struct):
+    """An event of any type, or a whole message: vendors' policy is that new types may come at any time."""
+
+    type: str
+    index: int = 0
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Delta | None = None
+    usage: _Usage | None = None
+    error: Any = None
+    content: list[_Block] | None = None
+    stop_reason: str | None = None
+    stop_details: _StopDetails | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+_LONGEST_ANSWER = 16 * 1024 * 1024
+
+# GATEWAY FR-10, and the two that it does not have.
+_FINISH: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "tool_use": "tool_calls",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "refusal": "content_filter",
+}
+
+
+class _Open:
+    """A block that has begun. ``call``: our index of the tool call, None for text and for an answer as a tool."""
+
+    __slots__ = ("call", "kind", "said")
+
+    def __init__(self, kind: str, call: int | None) -> None:
+        self.kind = kind
+        self.call = call
+        self.said = False
+
+
+class MessageDecoder:
+    """The `Decoder` of this dialect: an event stream, or one JSON object from a proxy that ignores ``stream``."""
+
+    def __init__(self) -> None:
+        self._events: EventParser | None = None
+        self._whole: bytearray | None = None
+        self._open: dict[int, _Open] = {}
+        self._calls = 0
+        self._reason: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._done = False
+
+    def feed(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
+        if self._done:
+            return
+        if self._events is None and self._whole is None:
+            data = data.lstrip(b" \t\r\n")
+            if not data:
+                return
+            if data[:1] == b"{":
+                self._whole = bytearray()
+            else:
+                self._events = EventParser()
+        if self._events is not None:
+            yield from self._read_all(event.data for event in self._events.feed(data))
+        elif self._whole is not None:
+            self._whole += data
+            if len(self._whole) > _LONGEST_ANSWER:
+                raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
+
+    def end(self) -> Iterator[Chunk]:
+        """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
+        if self._done:
+            return
+        if self._whole is not None:
+            yield from self._read_all([bytes(self._whole)])
+        elif self._events is not None:
+            try:
+                yield from self._read_all(event.data for event in self._events.end())
+            except ProviderError as error:
+                if error.kind != "malformed":  # half an event: what follows says so
+                    raise
+        if not self._done:
+            if self._reason is None:
+                raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
+            yield self._finish()
+
+    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
+        for data in texts:
+            if self._done:
+                return
+            try:
+                event = _decode(data)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                said = f"The endpoint sent something that is not a part of a message: {error}"
+                raise ProviderError("malformed", said) from None
+            if event.type == "error":
+                raise _error(msgspec.json.decode(data), None, None)
+            yield from self._read(event)
+
+    def _read(self, event: _Event) -> Iterator[Chunk]:
+        """The chunks of one event; pings, thoughts and whatever is new have none (GATEWAY STM-04, STM-06)."""
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                yield from self._more(event.index, event.delta)
+            case "content_block_start" if event.content_block is not None:
+                yield from self._begin(event.index, event.content_block)
+            case "content_block_stop":
+                yield from self._stop(event.index)
+            case "message_start" if event.message is not None:
+                self._count(event.message.usage)
+            case "message_delta":
+                self._count(event.usage)
+                if event.delta is not None:
+                    yield from self._reasoned(event.delta.stop_reason, event.delta.stop_details)
+            case "message_stop":
+                yield self._finish()
+            case "message":
+                for index, block in enumerate(event.content or ()):
+                    yield from self._begin(index, block)
+                    yield from self._stop(index)
+                self._count(event.usage)
+                yield from self._reasoned(event.stop_reason, event.stop_details)
+            case _:
+                pass
+
+    def _begin(self, index: int, block: _Block) -> Iterator[Chunk]:
+        open = self._open[index] = _Open(block.type, None)
+        if block.type == "text" and block.text:
+            yield TextDelta(block.text)
+        if block.type != "tool_use":
+            return
+        if not block.name or not block.id:
+            raise ProviderError("malformed", "The endpoint sent a tool call without a name or an id.")
+        if block.name != _ANSWER_TOOL:
+            open.call, self._calls = self._calls, self._calls + 1
+            yield ToolCallDelta(open.call, block.id, block.name, "")
+        if block.input:  # in a stream it is empty here and comes as deltas
+            yield self._argued(open, _encode(block.input).decode())
+
+    def _more(self, index: int, delta: _Delta) -> Iterator[Chunk]:
+        if delta.type == "text_delta" and delta.text:
+            yield TextDelta(delta.text)
+        elif delta.type == "input_json_delta" and delta.partial_json:
+            open = self._open.get(index)
+            if open is None:
+                raise ProviderError("malformed", "The endpoint sent arguments of a tool call that has not begun.")
+            if open.kind == "tool_use":  # the endpoint's own tools have arguments, too
+                yield self._argued(open, delta.partial_json)
+
+    def _stop(self, index: int) -> Iterator[Chunk]:
+        open = self._open.pop(index, None)
+        if open is not None and open.kind == "tool_use" and not open.said:
+            yield self._argued(open, "{}")
+
+    def _argued(self, open: _Open, text: str) -> Chunk:
+        open.said = True
+        return TextDelta(text) if open.call is None else ToolCallDelta(open.call, None, None, text)
+
+    def _reasoned(self, reason: str | None, details: _StopDetails | None) -> Iterator[Chunk]:
+        self._reason = reason or self._reason
+        if reason == "refusal" and details is not None and details.explanation:
+            yield RefusalDelta(details.explanation)
+
+    def _count(self, usage: _Usage | None) -> None:
+        """Counts are totals so far, and absent where they have not changed."""
+        if usage is not None:
+            self._usage |= {name: value for name, value in msgspec.structs.asdict(usage).items() if value is not None}
+
+    def _finish(self) -> Finish:
+        self._done = True
+        reason = _FINISH.get(self._reason or "end_turn", "stop")
+        # With an answer as a tool the reason is tool_use; what happened counts.
+        if reason in ("stop", "tool_calls"):
+            reason = "tool_calls" if self._calls else "stop"
+        return Finish(reason, _usage(**self._usage) if self._usage else None)
+
+
+def _usage(
+    input_tokens: int = 0,
+    output_tokens: int = 0,
+    cache_creation_input_tokens: int = 0,
+    cache_read_input_tokens: int = 0,
+    output_tokens_details: _OutputDetails | None = None,
+) -> Usage:
+    """Theirs leaves what was read from and written to the cache out of the input; our prompt is all of it (TR-17)."""
+    prompt = input_tokens + cache_creation_input_tokens + cache_read_input_tokens
+    thoughts = output_tokens_details.thinking_tokens if output_tokens_details else None
+    return Usage(prompt, output_tokens, cache_read_input_tokens, thoughts or 0)
