@@ -122,6 +122,23 @@ def test_what_kubernetes_says_about_a_service_is_no_setting() -> None:
         ("providers.a.base_url = 'http://localhost:8787/v1'", "expected an endpoint other than this server itself"),
         ("providers = {a = {default = true}, b = {default = true}}", "providers.b.default: expected one default"),
         ("providers.a.api_key = 'env:NOPE'", "providers.a.api_key: expected the environment variable NOPE"),
+        (
+            "providers.a.aws_access_key_id = 'k'",
+            "providers.a.aws_secret_access_key: expected a key, since the one that",
+        ),
+        (
+            "providers.a.aws_secret_access_key = 'k'",
+            "providers.a.aws_access_key_id: expected a key, since the one that",
+        ),
+        (
+            "providers.a.aws_session_token = 'k'",
+            "providers.a.aws_access_key_id: expected a key, since aws_session_token",
+        ),
+        (
+            "providers.a = {api_key = 'x', aws_access_key_id = 'y', aws_secret_access_key = 'z'}",
+            "providers.a.api_key: expected no key beside aws_access_key_id, found one",
+        ),
+        ("providers.a.region = 'eu/west'", "providers.a.region: expected a name of up to 64"),
         ("virtual_keys.a = {}", "virtual_keys.a.provider: expected a name of up to 64"),
         ("webhooks = [{url = 'http://x'}]", "webhooks[0].secret: expected text, found nothing"),
         (f"webhooks = [{{url = 'x', secret = '{WHSEC}'}}]", "webhooks[0].url: expected an http:// or https:// address"),

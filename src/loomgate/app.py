@@ -95,17 +95,18 @@ def gateway_config(settings: Settings) -> GatewayConfig:
 
 
 def provider_config(provider: Provider) -> ProviderConfig:
-    """``provider`` as the gateway wants it. Raises `SettingError` for AWS settings that its vendor has no use for."""
+    """``provider`` as the gateway wants it. Raises `SettingError` for a setting that its vendor has no use for."""
     vendor = CATALOGUE.get(provider.vendor)
-    if vendor is not None and vendor.auth != "aws":
-        for name in ("aws_region", "aws_access_key_id"):
-            if getattr(provider, name):
-                expected = f"nothing, since the vendor `{vendor.name}` is not of AWS"
-                raise SettingError(f"providers.{provider.name}.{name}", expected, "a value")
+    for name in ("region", "aws_access_key_id"):
+        if getattr(provider, name) and vendor is not None and name not in vendor.takes:
+            expected = f"nothing, since the vendor `{vendor.name}` has no {name}"
+            raise SettingError(f"providers.{provider.name}.{name}", expected, "a value")
     return ProviderConfig(
         vendor=provider.vendor,
         base_url=provider.base_url or None,
         api_key=provider.api_key.reveal() or None,
+        region=provider.region or None,
+        aws=_aws_keys(provider),
         models=provider.models,
         attempts=provider.max_attempts,
         timeouts=Timeouts(
@@ -114,8 +115,6 @@ def provider_config(provider: Provider) -> ProviderConfig:
             idle=provider.idle_seconds,
             total=provider.total_seconds,
         ),
-        aws=_aws_keys(provider),
-        region=provider.aws_region or None,
     )
 
 

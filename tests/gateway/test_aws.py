@@ -6,11 +6,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from loomgate.errors import ProviderError
+from loomgate.app import provider_config
+from loomgate.errors import ProviderError, SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey, Retries
 from loomgate.gateway.chat import target_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys, SigV4
+from loomgate.settings import Provider, Secret
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, TextDelta, Upstream
 from tests.providers.conformance.replay import Asked, Canned, Replay
 from tests.providers.conformance.suite import Answer
@@ -88,6 +90,26 @@ async def test_a_workspaces_key_is_used_instead_of_the_operators() -> None:
     assert bearer.headers["authorization"] == "Bearer bedrock-key"
     assert "x-amz-date" not in bearer.headers
     assert is_signed(signed, server)
+
+
+def test_the_settings_of_aws() -> None:
+    secrets = {"aws_access_key_id": Secret("id"), "aws_secret_access_key": Secret("hush")}
+    made = provider_config(
+        Provider(name="a", vendor="bedrock", region="eu-west-1", aws_session_token=Secret("t"), **secrets)
+    )
+    assert made.aws == AwsKeys(access_key_id="id", secret_access_key="hush", session_token="t")
+    assert (made.region, made.api_key) == ("eu-west-1", None)
+    assert "hush" not in repr(made)
+    assert provider_config(Provider(name="a", vendor="bedrock", api_key=Secret("k"))).aws is None
+
+
+@pytest.mark.parametrize("name", ["region", "aws_access_key_id"])
+def test_a_vendor_that_has_no_use_for_them_refuses_them(name: str) -> None:
+    given: dict[str, Any] = {name: "eu-west-1" if name == "region" else Secret("hush")}
+    with pytest.raises(SettingError) as caught:
+        provider_config(Provider(name="a", vendor="openai", **given))
+    assert f"providers.a.{name}: expected nothing, since the vendor `openai` has no {name}" in str(caught.value)
+    assert "hush" not in str(caught.value)
 
 
 def test_where_a_call_goes() -> None:

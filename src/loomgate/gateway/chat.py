@@ -55,13 +55,13 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     vendor: str
     base_url: str | None = None
     api_key: str | None = None
+    region: str | None = None
+    aws: AwsKeys | None = None
     models: tuple[str, ...] = ()
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
     timeouts: Timeouts | None = None
     attempts: int | None = None
-    aws: AwsKeys | None = None
-    region: str | None = None
 
     def __repr__(self) -> str:
         return f"ProviderConfig(vendor={self.vendor!r}, base_url={self.base_url!r})"

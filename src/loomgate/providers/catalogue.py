@@ -14,9 +14,10 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     """A model endpoint's facts.
 
     ``base_url``: None when there is no address that all customers share, so that the operator must give one;
-    ``{region}`` in it stands for the AWS region.
+    ``{region}`` in it stands for the provider's region.
     ``auth``: ``bearer`` needs a key; ``optional`` sends one if there is one; ``key`` needs one that goes where the
     dialect has it; ``aws`` needs AWS keys, with which requests are signed, or a key as bearer token.
+    ``takes``: settings of a provider that only some vendors know (``region``, ``aws_access_key_id``).
     ``rename``: request fields under the name the endpoint knows. ``drop``: fields (our name or the renamed one)
     that it refuses. ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
     """
@@ -25,6 +26,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str | None
     chat_path: str = "/chat/completions"
     auth: Literal["bearer", "optional", "key", "aws"] = "bearer"
+    takes: frozenset[str] = frozenset()
     rename: dict[str, str] = {}
     drop: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
@@ -128,6 +130,7 @@ _ROWS = (
         base_url="https://bedrock-runtime.{region}.amazonaws.com",
         chat_path="/model/{model}/converse-stream",
         auth="aws",
+        takes=frozenset({"region", "aws_access_key_id"}),
         drop=_PLAIN_TOOLS,
         models=_BEDROCK,
         dialect="bedrock",

@@ -66,6 +66,22 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     vendor: Annotated[Name, Meta(description="Row of the provider catalogue that it speaks like; left out: NAME.")]
     base_url: Annotated[str, Meta(description="Where its API begins; empty: the vendor's own address.")] = ""
     api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
+    region: Annotated[
+        Name,
+        Meta(
+            description="Where the vendor runs the model, for `bedrock`; empty: the region in `base_url`, else"
+            " `us-east-1`."
+        ),
+    ] = ""
+    aws_access_key_id: Annotated[
+        Secret, Meta(description="The access key id that requests to `bedrock` are signed with, in place of `api_key`.")
+    ] = Secret()
+    aws_secret_access_key: Annotated[
+        Secret, Meta(description="The secret access key that belongs to `aws_access_key_id`.")
+    ] = Secret()
+    aws_session_token: Annotated[
+        Secret, Meta(description="The session token of temporary AWS keys; empty: the keys are long-lived.")
+    ] = Secret()
     models: Annotated[
         tuple[str, ...],
         Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
@@ -84,16 +100,6 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: Annotated[
         int, Meta(ge=1, le=20, description="Attempts for one model call, the first one included.")
     ] = 4
-    aws_region: Annotated[
-        Name, Meta(description="AWS region of a `bedrock` provider; empty: the one in `base_url`, else `us-east-1`.")
-    ] = ""
-    aws_access_key_id: Annotated[
-        Secret, Meta(description="Access key id with which requests to AWS are signed, in place of `api_key`.")
-    ] = Secret()
-    aws_secret_access_key: Annotated[Secret, Meta(description="The secret that belongs to it.")] = Secret()
-    aws_session_token: Annotated[
-        Secret, Meta(description="The session token of temporary AWS keys; empty: the keys are long-lived.")
-    ] = Secret()
 
 
 class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
