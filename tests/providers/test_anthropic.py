@@ -1,6 +1,5 @@
 """Anthropic's dialect beyond the conformance suite: what a model can and cannot, and the liberties of its wire."""
 
-import itertools
 import json
 from typing import Any
 
@@ -98,12 +97,17 @@ def test_temperature_ends_at_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "roles", [[], ["assistant"], ["assistant", "user", "assistant"], ["system"], ["user", "system"]]
+    ("roles", "turns"),
+    [
+        (["assistant"], ["assistant", "user"]),
+        (["assistant", "user", "assistant"], ["assistant", "user", "assistant", "user"]),
+        (["system"], ["user"]),
+        (["user", "system"], ["user"]),
+    ],
 )
-def test_turns_begin_and_end_with_the_user(roles: list[Any]) -> None:
-    turns = sent(NEW, *(ChatMessage(role=role, content=role) for role in roles or ["assistant"]))["messages"]
-    assert turns[0]["role"] == turns[-1]["role"] == "user"
-    assert all(a["role"] != b["role"] for a, b in itertools.pairwise(turns))
+def test_the_last_turn_is_a_users(roles: list[Any], turns: list[str]) -> None:
+    made = sent(NEW, *(ChatMessage(role=role, content=role) for role in roles))["messages"]
+    assert [turn["role"] for turn in made] == turns
     assert Anthropic().request(Chat(model="", messages=[]), target()).body  # the doctor asks no more than this
 
 
@@ -336,6 +340,8 @@ def test_usage_is_told_bit_by_bit() -> None:
     }
     begun = event("message_start", message={"id": "msg_1", "usage": first})
     assert decode(begun, end(output_tokens=50), STOP) == [Finish("stop", Usage(3210, 50, 3000))]
+    later = end(None, output_tokens=60)
+    assert decode(begun, end("max_tokens", output_tokens=50), later, STOP) == [Finish("length", Usage(3210, 60, 3000))]
 
 
 def test_a_refusal_without_an_explanation() -> None:

@@ -201,6 +201,16 @@ def test_the_budget_cuts_the_output() -> None:
     assert told == Finish("length", Usage(5, 10, 0, 10))
 
 
+def test_a_stop_text_ends_the_answer_before_it() -> None:
+    beats = played("/say one END two\n/wait 1\n/call f {}", stop=["two", "END"])
+    assert said(beats) == "one "
+    assert beats[-1] == end(beats)
+    assert (end(beats).reason, calls(beats)) == ("stop", [])
+    assert not any(isinstance(beat, Wait) for beat in beats)
+    assert said(played("/say one", stop=["two"])) == "one"
+    assert end(played("/say one two three END", stop=["END"], max_completion_tokens=2)).reason == "length"
+
+
 def test_prompt_tokens_are_the_words_of_the_conversation() -> None:
     messages = [
         ChatMessage(role="system", content="Be brief."),

@@ -347,8 +347,26 @@ def test_facts_come_from_the_longest_family() -> None:
     assert {name: models.facts(name).context_window for name in windows} == windows
 
 
+def test_facts_about_claude() -> None:
+    known = {
+        "claude-3-haiku-20240307": (200_000, 4096, None, False),
+        "claude-3-7-sonnet-latest": (200_000, 64_000, "budget", False),
+        "claude-opus-4-20250514": (200_000, 32_000, "budget", False),
+        "claude-opus-4-1": (200_000, 32_000, "budget", True),
+        "claude-sonnet-4-5-20250929": (200_000, 64_000, "budget", True),
+        "anthropic/claude-sonnet-4-6": (1_000_000, 128_000, "adaptive", True),
+        "claude-opus-5-5": (1_000_000, 128_000, "adaptive", True),
+        "claude-of-tomorrow-9": (1_000_000, 128_000, "adaptive", True),
+    }
+    for name, facts in known.items():
+        found = models.facts(name)
+        mode = found.thinking.mode if found.thinking else None
+        assert (found.context_window, found.max_output, mode, found.json_schema) == facts, name
+    assert models.facts("gpt-5").thinking is None
+
+
 def test_reasoning_models_take_no_temperature() -> None:
-    assert not any(models.facts(name).accepts_temperature for name in ["o1", "o3-mini", "o4-mini", "gpt-5", "gpt-5.1"])
+    assert not any(models.facts(name).accepts_temperature for name in ["o1", "o4-mini", "gpt-5.1", "claude-opus-5"])
     assert all(models.facts(name).accepts_temperature for name in ["gpt-4o", "gpt-5-chat-latest", "gpt-4", "unknown"])
 
 

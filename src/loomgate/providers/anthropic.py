@@ -8,7 +8,7 @@ OpenAI's words is said in it (docs/providers.md). What must not: addresses (``ca
 import base64
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
@@ -17,8 +17,8 @@ import msgspec
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target
+from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.providers.framing import EventParser
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -38,7 +38,7 @@ from loomgate.wire.chat import (
 _VERSION = "2023-06-01"
 # The longest answer of a model that nothing is known about; the endpoint wants a number.
 _MAX_TOKENS = 4096
-# A conversation must begin and end with the user; OpenAI's need not, and a thread's does not always.
+# A conversation must not end with the assistant, or its answer would be continued, or (since 4.6) refused.
 _FILLER: dict[str, Any] = {"type": "text", "text": "Continue."}
 _JSON_OBJECT = "Answer with one JSON object and nothing else: no text around it, no code fence."
 # The tool that stands for a response schema with models that know no other way; never shown to anyone.
@@ -106,7 +106,7 @@ def _message(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The system blocks (GATEWAY TR-10), and the turns: neighbours of one role are one, the first and last a user's."""
+    """The system blocks (GATEWAY TR-10), and the turns: neighbours of one role are one, and the last is a user's."""
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
@@ -122,8 +122,6 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
             turns[-1]["content"] += blocks
         else:
             turns.append({"role": role, "content": blocks})
-    if turns and turns[0]["role"] != "user":
-        turns.insert(0, {"role": "user", "content": [_FILLER]})
     if not turns or turns[-1]["role"] != "user":
         turns.append({"role": "user", "content": [_FILLER]})
     return system, turns
@@ -402,7 +400,6 @@ class _Event(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
-_LONGEST_ANSWER = 16 * 1024 * 1024
 
 # GATEWAY FR-10, and the two that it does not have.
 _FINISH: dict[str, FinishReason] = {
@@ -427,66 +424,25 @@ class _Open:
         self.said = False
 
 
-class MessageDecoder:
-    """The `Decoder` of this dialect: an event stream, or one JSON object from a proxy that ignores ``stream``."""
+class MessageDecoder(EventDecoder):
+    """The `Decoder` of this dialect."""
 
     def __init__(self) -> None:
-        self._events: EventParser | None = None
-        self._whole: bytearray | None = None
+        super().__init__()
         self._open: dict[int, _Open] = {}
         self._calls = 0
-        self._reason: str | None = None
         self._usage: dict[str, Any] = {}
-        self._done = False
 
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
-        if self._done:
-            return
-        if self._events is None and self._whole is None:
-            data = data.lstrip(b" \t\r\n")
-            if not data:
-                return
-            if data[:1] == b"{":
-                self._whole = bytearray()
-            else:
-                self._events = EventParser()
-        if self._events is not None:
-            yield from self._read_all(event.data for event in self._events.feed(data))
-        elif self._whole is not None:
-            self._whole += data
-            if len(self._whole) > _LONGEST_ANSWER:
-                raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
-
-    def end(self) -> Iterator[Chunk]:
-        """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
-        if self._done:
-            return
-        if self._whole is not None:
-            yield from self._read_all([bytes(self._whole)])
-        elif self._events is not None:
-            try:
-                yield from self._read_all(event.data for event in self._events.end())
-            except ProviderError as error:
-                if error.kind != "malformed":  # half an event: what follows says so
-                    raise
-        if not self._done:
-            if self._reason is None:
-                raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
-            yield self._finish()
-
-    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
-        for data in texts:
-            if self._done:
-                return
-            try:
-                event = _decode(data)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                said = f"The endpoint sent something that is not a part of a message: {error}"
-                raise ProviderError("malformed", said) from None
-            if event.type == "error":
-                raise _error(msgspec.json.decode(data), None, None)
-            yield from self._read(event)
+    def read(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks of one event, or of a whole message. Raises `ProviderError`: its error, or ``malformed``."""
+        try:
+            event = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            said = f"The endpoint sent something that is not a part of a message: {error}"
+            raise ProviderError("malformed", said) from None
+        if event.type == "error":
+            raise _error(msgspec.json.decode(data), None, None)
+        yield from self._read(event)
 
     def _read(self, event: _Event) -> Iterator[Chunk]:
         """The chunks of one event; pings, thoughts and whatever is new have none (GATEWAY STM-04, STM-06)."""
@@ -504,7 +460,7 @@ class MessageDecoder:
                 if event.delta is not None:
                     yield from self._reasoned(event.delta.stop_reason, event.delta.stop_details)
             case "message_stop":
-                yield self._finish()
+                yield self.finish()
             case "message":
                 for index, block in enumerate(event.content or ()):
                     yield from self._begin(index, block)
@@ -548,7 +504,7 @@ class MessageDecoder:
         return TextDelta(text) if open.call is None else ToolCallDelta(open.call, None, None, text)
 
     def _reasoned(self, reason: str | None, details: _StopDetails | None) -> Iterator[Chunk]:
-        self._reason = reason or self._reason
+        self.reason = reason or self.reason
         if reason == "refusal" and details is not None and details.explanation:
             yield RefusalDelta(details.explanation)
 
@@ -557,9 +513,9 @@ class MessageDecoder:
         if usage is not None:
             self._usage |= {name: value for name, value in msgspec.structs.asdict(usage).items() if value is not None}
 
-    def _finish(self) -> Finish:
-        self._done = True
-        reason = _FINISH.get(self._reason or "end_turn", "stop")
+    def finish(self) -> Finish:
+        """The last chunk."""
+        reason = _FINISH.get(self.reason or "end_turn", "stop")
         # With an answer as a tool the reason is tool_use; what happened counts.
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"

@@ -5,15 +5,15 @@ endpoints, which speak those vendors' dialects.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
+from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.providers.framing import EventParser
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -213,40 +213,19 @@ _FINISH: dict[str, FinishReason] = {
 _BROKEN: dict[str, ProviderErrorKind] = {"ERROR": "server", "TIMEOUT": "timeout"}
 
 
-class AnswerDecoder:
+class AnswerDecoder(EventDecoder):
     """The `Decoder` of this dialect. Thoughts, plans for tools and citations are left out."""
 
     def __init__(self) -> None:
-        self._events = EventParser()
+        super().__init__()
         self._calls: dict[int, int] = {}  # Cohere's index -> ours
         self._empty: set[int] = set()  # calls without arguments so far, by Cohere's index
-        self._done = False
+        self._usage: Usage | None = None
 
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
-        if not self._done:
-            yield from self._read_all(event.data for event in self._events.feed(data))
-
-    def end(self) -> Iterator[Chunk]:
-        """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
-        if self._done:
+    def read(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks of one event. Raises `ProviderError`: its error, or ``malformed``."""
+        if data.strip() in (b"", b"[DONE]"):
             return
-        try:
-            yield from self._read_all(event.data for event in self._events.end())
-        except ProviderError as error:
-            if error.kind != "malformed":  # half an event: what follows says so
-                raise
-        if not self._done:
-            raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
-
-    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
-        for data in texts:
-            if self._done:
-                return
-            if data.strip() not in (b"", b"[DONE]"):
-                yield from self._read(data)
-
-    def _read(self, data: bytes) -> Iterator[Chunk]:
         try:
             event = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -266,9 +245,17 @@ class AnswerDecoder:
             case "message-end":
                 for open_index in tuple(self._empty):
                     yield from self._close(open_index)
-                yield self._finish(delta)
+                self._end(delta)
+                yield self.finish()
             case _:  # message-start, tool-plan-delta, citations, and whatever may be added to the format
                 pass
+
+    def finish(self) -> Finish:
+        """The last chunk."""
+        reason = _FINISH.get(self.reason or "", "stop")
+        if reason in ("stop", "tool_calls"):
+            reason = "tool_calls" if self._calls else "stop"
+        return Finish(reason, self._usage)
 
     def _call(self, index: int, call: _ToolCall, *, begins: bool) -> Iterator[Chunk]:
         function = call.function or _Function()
@@ -291,16 +278,13 @@ class AnswerDecoder:
             self._empty.discard(index)
             yield ToolCallDelta(self._calls[index], arguments="{}")
 
-    def _finish(self, end: _Delta) -> Finish:
+    def _end(self, end: _Delta) -> None:
         told = end.finish_reason or "COMPLETE"
         if end.error or told in _BROKEN:
             said = masked(end.error)[:2000] if end.error else f"The endpoint gave up with finish reason {told!r}."
             raise ProviderError(_BROKEN.get(told, "server"), said)
-        self._done = True
-        reason = _FINISH.get(told, "stop")
-        if reason in ("stop", "tool_calls"):
-            reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, _usage(end.usage) if end.usage else None)
+        self.reason = told
+        self._usage = _usage(end.usage) if end.usage else None
 
 
 def _usage(found: _Usage) -> Usage | None:

@@ -4,15 +4,15 @@ What must live here: this wire format, and the liberties that the many servers t
 What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target
+from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.providers.framing import EventParser
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -274,71 +274,29 @@ class _Begun:
         return True
 
 
-class AnswerDecoder:
-    """The `Decoder` of this dialect: an event stream, or one JSON object from servers that ignore ``stream``."""
+class AnswerDecoder(EventDecoder):
+    """The `Decoder` of this dialect."""
 
     def __init__(self) -> None:
-        self._events: EventParser | None = None
-        self._whole: bytearray | None = None
+        super().__init__()
         self._calls: list[_Begun] = []
-        self._reason: str | None = None
         self._usage: Usage | None = None
-        self._done = False
 
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks that ``data`` completes. Raises `ProviderError`: the stream's own error, or ``malformed``."""
-        if self._done:
+    def read(self, data: bytes) -> Iterator[Chunk]:
+        """The chunks of one event, or of a whole completion. Raises `ProviderError`: its error, or ``malformed``."""
+        if data.strip() == b"[DONE]":
+            yield self.finish()
             return
-        if self._events is None and self._whole is None:
-            data = data.lstrip(b" \t\r\n")
-            if not data:
-                return
-            # No field of an event stream begins with a brace, whatever the content type claims.
-            if data[:1] == b"{":
-                self._whole = bytearray()
-            else:
-                self._events = EventParser()
-        if self._events is not None:
-            yield from self._read_all(event.data for event in self._events.feed(data))
-        elif self._whole is not None:
-            self._whole += data
-            if len(self._whole) > _LONGEST_ANSWER:
-                raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
-
-    def end(self) -> Iterator[Chunk]:
-        """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
-        if self._done:
-            return
-        if self._whole is not None:
-            yield from self._read_all([bytes(self._whole)])
-        elif self._events is not None:
-            try:
-                yield from self._read_all(event.data for event in self._events.end())
-            except ProviderError as error:
-                if error.kind != "malformed":  # half an event: what follows says so
-                    raise
-        if not self._done:
-            if self._reason is None:
-                raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
-            yield self._finish()
-
-    def _read_all(self, texts: Iterable[bytes]) -> Iterator[Chunk]:
-        for data in texts:
-            if self._done:
-                return
-            if data.strip() == b"[DONE]":
-                yield self._finish()
-                continue
-            chunks: list[Chunk] = []
-            error = None
-            try:
-                if data:
-                    self._read(data, chunks)
-            except ProviderError as raised:
-                error = raised
-            yield from chunks
-            if error is not None:
-                raise error
+        chunks: list[Chunk] = []
+        error = None
+        try:
+            if data:
+                self._read(data, chunks)
+        except ProviderError as raised:
+            error = raised
+        yield from chunks
+        if error is not None:
+            raise error
 
     def _read(self, data: bytes, chunks: list[Chunk]) -> None:
         try:
@@ -359,7 +317,7 @@ class AnswerDecoder:
             if choice.finish_reason:
                 if kind := _BROKEN.get(choice.finish_reason):
                     raise ProviderError(kind, f"The endpoint gave up with finish reason {choice.finish_reason!r}.")
-                self._reason = choice.finish_reason
+                self.reason = choice.finish_reason
 
     def _delta(self, delta: _Delta, chunks: list[Chunk]) -> None:
         content = delta.content
@@ -416,18 +374,15 @@ class AnswerDecoder:
             return call
         return None
 
-    def _finish(self) -> Finish:
-        self._done = True
+    def finish(self) -> Finish:
+        """The last chunk. Raises `ProviderError` ``malformed`` for a call without a name."""
         if any(not call.name for call in self._calls):
             raise ProviderError("malformed", "The endpoint sent a tool call without a function name.")
-        reason = _FINISH.get((self._reason or "stop").lower(), "stop")
+        reason = _FINISH.get((self.reason or "stop").lower(), "stop")
         # Vendors disagree about the reason when functions were called; what happened counts.
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
         return Finish(reason, self._usage)
-
-
-_LONGEST_ANSWER = 16 * 1024 * 1024
 
 
 def _usage(found: _Usage) -> Usage:

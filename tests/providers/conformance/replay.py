@@ -38,6 +38,11 @@ class Replay:
         self.base_url = ""
         self._serving: set[asyncio.Task[None]] = set()
 
+    def play(self, *answers: Canned) -> None:
+        """Answer with these from now on, and forget what was asked."""
+        self._answers = list(answers)
+        self.asked.clear()
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"

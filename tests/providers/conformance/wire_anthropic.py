@@ -143,7 +143,7 @@ class AnthropicWire:
         assert body["stream"] is True
         assert body["max_tokens"] >= 1
         messages = [ChatMessage(role="system", content=_parts(body["system"]))] if "system" in body else []
-        assert body["messages"][0]["role"] == "user"
+        assert body["messages"][-1]["role"] == "user"
         for before, after in zip(body["messages"], body["messages"][1:], strict=False):
             _follows(before, after)
         for message in body["messages"]:
