@@ -140,8 +140,14 @@ def test_wheel_holds_the_package_its_types_its_licence_and_nothing_else(tmp_path
     assert "loomgate = loomgate.cli:main" in entry_points
 
     source = ROOT / "src"
-    modules = {file.relative_to(source).as_posix() for file in (source / "loomgate").rglob("*.py")}
-    assert modules <= names
+    files = {
+        file.relative_to(source).as_posix()
+        for file in (source / "loomgate").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert files == {name for name in names if not name.startswith(f"{info}/")}
+    migrations = {name.removeprefix("loomgate/store/migrations/") for name in names if "/migrations/" in name}
+    assert migrations >= {"env.py", "script.py.mako", "versions/0001_the_first_tables.py"}
 
     requires = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
     assert {package(requirement) for requirement in requires} == direct()

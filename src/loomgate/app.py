@@ -50,11 +50,13 @@ def build(settings: Settings) -> Application:
 
 
 @contextlib.asynccontextmanager
-async def running(application: Application, left: Callable[[], float] | None = None) -> AsyncGenerator[Store, None]:
+async def running(
+    application: Application, left: Callable[[], float] | None = None, hurry: asyncio.Event | None = None
+) -> AsyncGenerator[Store, None]:
     """Everything behind ``application``, started; stopped in turn on leaving.
 
-    ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``).
-    Raises `StoreError`.
+    ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``);
+    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`.
     """
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
@@ -81,7 +83,7 @@ async def running(application: Application, left: Callable[[], float] | None = N
             yield store
         finally:
             application.engine = None
-            await engine.close(settings.drain_seconds if left is None else left())
+            await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await gateway.close()
 
 
@@ -155,7 +157,7 @@ def _resolver(settings: Settings, store: Store) -> Any:
 
 
 def serve(settings: Settings) -> int:
-    """Run the server until SIGINT or SIGTERM; a second SIGINT does not wait. Returns the exit code.
+    """Run the server until SIGINT or SIGTERM; a second one does not wait for what is under way. Returns the exit code.
 
     Raises `OSError` when the address cannot be listened on, and `StoreError`.
     """
@@ -196,6 +198,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
 
     application = build(settings)
     stopping: float | None = None
+    hurry = asyncio.Event()
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -212,14 +215,22 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
         if stopping is None:
             stopping = clock.monotonic()
             server.should_exit = True
+            if application.engine is not None and (runs := application.engine.active):
+                log.info(
+                    "stopping: %d run(s) under way get %g seconds to finish and are kept if they do not; a second "
+                    "signal does not wait",
+                    runs,
+                    settings.drain_seconds,
+                )
         else:
             server.force_exit = True
+            hurry.set()
 
     server = Server(uvicorn_config(application, drain_seconds=settings.drain_seconds))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    async with running(application, left) as store:
+    async with running(application, left, hurry) as store:
         _announce(listening, keys_exist=await store.keys.exist())
         await server.serve(sockets=[listening])
 

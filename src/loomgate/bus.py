@@ -16,12 +16,12 @@ _OVERHEAD = 120  # bytes that a kept event costs besides its own
 
 
 class _Channel:
-    """The events of one run: ``base`` is the number of the first one still kept."""
+    """The events of one run: ``base`` is the number of the first one still kept; 1 is the run's very first event."""
 
     __slots__ = ("base", "events", "idle_since", "size", "viewers", "waiting")
 
-    def __init__(self) -> None:
-        self.base = 1
+    def __init__(self, base: int) -> None:
+        self.base = base
         self.events: list[bytes] = []
         self.size = 0
         self.viewers = 0
@@ -49,7 +49,7 @@ class Subscription:
         channel.waiting.add(self._woken)
 
     def begin(self, prelude: list[bytes], *, over: bool) -> None:
-        """Give ``prelude`` first, under the id of the last event before; ``over``: and nothing after it."""
+        """Give ``prelude`` first, its end under the id of the last event before; ``over``: and nothing after it."""
         self._prelude.extend(prelude)
         if over:
             self._prelude.append(DONE)
@@ -61,7 +61,8 @@ class Subscription:
             event = self._prelude.popleft()
             if event is DONE:
                 self.close()
-            return self._bus.id_of(self._at), event
+            # Who breaks off inside it has not seen all of the state: its id is one that gets the state once more.
+            return self._bus.id_of(self._at) if not self._prelude else self._bus.no_id, event
         while self._at < channel.last:
             self._at = max(self._at, channel.base - 1) + 1
             event = channel.events[self._at - channel.base]
@@ -103,6 +104,7 @@ class Subscription:
             self._over = True
             self._channel.viewers -= 1
             self._channel.waiting.discard(self._woken)
+            self._bus.left(self._run_id, self._channel)
 
 
 class Bus:
@@ -113,6 +115,7 @@ class Bus:
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
         self._size = 0
+        self._highest = 0  # the highest number of an event that is kept no more
         # Ids start anew with each process; this part tells a viewer from before that its id is gone.
         self._epoch = f"{int(clock.now() * 1000):x}"
         self.alarm = asyncio.Event()
@@ -121,6 +124,11 @@ class Bus:
     def id_of(self, number: int) -> str:
         """The event id of event ``number`` of a channel, such as ``19a9c1f3b2d-17``."""
         return f"{self._epoch}-{number}"
+
+    @property
+    def no_id(self) -> str:
+        """An event id that stands for no event of a channel."""
+        return f"{self._epoch}-state"
 
     def poke(self) -> None:
         """Tell the worker of this process that a run may be due."""
@@ -132,13 +140,14 @@ class Bus:
             listener(run_id)
         self.alarm.set()
 
-    def publish(self, run_id: str, events: list[bytes], *, settled: bool = False) -> None:
-        """Give ``events`` to the run's viewers, present and future; ``settled`` ends their streams with `DONE`."""
+    def publish(self, run_id: str, events: list[bytes], *, first: bool = False, settled: bool = False) -> None:
+        """Give ``events`` to the run's viewers, present and future.
+
+        ``first``: the run begins with them. ``settled``: their streams end with `DONE` after them.
+        """
         if not events and not settled:
             return
-        channel = self._channels.get(run_id)
-        if channel is None:
-            channel = self._channels[run_id] = _Channel()
+        channel = self._channels.get(run_id) or self._open(run_id, whole=first)
         if settled:
             events = [*events, DONE]
         channel.events += events
@@ -157,9 +166,7 @@ class Bus:
 
         ``fresh`` for a run that was not created yet.
         """
-        channel = self._channels.get(run_id)
-        if channel is None or fresh:
-            channel = self._channels[run_id] = _Channel()
+        channel = self._channels.get(run_id) or self._open(run_id, whole=fresh)
         return Subscription(self, run_id, channel, channel.last, first_done=True)
 
     def resume(self, run_id: str, last_event_id: str | None) -> Subscription | None:
@@ -179,9 +186,7 @@ class Bus:
 
     def attach(self, run_id: str) -> Subscription:
         """Look on from now and until the run settles for good: for a viewer who got the present state first."""
-        channel = self._channels.get(run_id)
-        if channel is None:
-            channel = self._channels[run_id] = _Channel()
+        channel = self._channels.get(run_id) or self._open(run_id, whole=False)
         return Subscription(self, run_id, channel, channel.last, first_done=False)
 
     def drop(self, run_id: str) -> None:
@@ -189,6 +194,18 @@ class Bus:
         channel = self._channels.pop(run_id, None)
         if channel is not None:
             self._size -= channel.size
+            self._highest = max(self._highest, channel.last)
+
+    def left(self, run_id: str, channel: _Channel) -> None:
+        """A viewer went: a channel without events that nobody looks at is forgotten."""
+        if not channel.viewers and not channel.events and self._channels.get(run_id) is channel:
+            self.drop(run_id)
+
+    def _open(self, run_id: str, *, whole: bool) -> _Channel:
+        """A channel for the run; one that begins in its middle numbers its events above all that were ever given out,
+        so that neither its beginning nor an id from before is taken for one of them."""
+        channel = self._channels[run_id] = _Channel(1 if whole else self._highest + 2)
+        return channel
 
     def _trim(self) -> None:
         """Forget settled channels that are old, or the oldest while there is too much; never one with viewers."""

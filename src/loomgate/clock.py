@@ -10,7 +10,8 @@ import time
 from contextlib import suppress
 
 _offset = 0.0
-_sleepers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+# By a key of each waiter's own, since several may wait for one event.
+_sleepers: dict[object, tuple[asyncio.Event, asyncio.AbstractEventLoop]] = {}
 
 
 def now() -> float:
@@ -45,20 +46,21 @@ async def sleep(seconds: float) -> None:
 
 async def wait(event: asyncio.Event, seconds: float) -> None:
     """Wait until ``event`` is set, or until ``seconds`` have passed; a jump by `advance` sets the event."""
-    _sleepers[event] = asyncio.get_running_loop()
+    key = object()
+    _sleepers[key] = (event, asyncio.get_running_loop())
     try:
         # Not `wait_for`: before Python 3.12 it drops a cancellation that comes together with the event.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
     finally:
-        _sleepers.pop(event, None)
+        _sleepers.pop(key, None)
 
 
 def advance(seconds: float) -> None:
     """Move `now` forward by ``seconds`` (tests only) and wake every `sleep` and `wait`, in whatever thread they are."""
     global _offset
     _offset += seconds
-    for woken, loop in tuple(_sleepers.items()):
+    for woken, loop in tuple(_sleepers.values()):
         if not loop.is_closed():
             loop.call_soon_threadsafe(woken.set)

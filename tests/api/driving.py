@@ -127,7 +127,7 @@ def stream(client: Client, url: str, body: dict[str, Any]) -> list[tuple[str, An
 
 
 def error(message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The inner object of a 400 answer."""
+    """The inner object of an error answer whose type is ``invalid_request_error``."""
     return {"message": message, "type": "invalid_request_error", "param": param, "code": code}
 
 

@@ -34,7 +34,7 @@ from tests.support.upstream import ModelEndpoint
 _HELLO = {"role": "user", "content": "Hello"}
 
 
-@pytest.mark.behaviour("LOCK-01", "LOCK-02", "LOCK-03", "LOCK-04", "LOCK-05", "LOCK-11")
+@pytest.mark.behaviour("LOCK-01", "LOCK-02", "LOCK-03", "LOCK-04", "LOCK-05", "LOCK-11", "ERR-30")
 @pytest.mark.parametrize("status", ACTIVE)
 def test_an_active_run_locks_its_thread(lives: Lives, status: str) -> None:
     client, run = lives(status)

@@ -163,7 +163,7 @@ def test_an_active_run_cannot_be_modified(lives: Lives, status: str) -> None:
     lives.end(client, run)
 
 
-@pytest.mark.behaviour("RUN-80", "RUN-84", "RUN-60", "RUN-63", "RUN-55")
+@pytest.mark.behaviour("RUN-80", "RUN-84", "RUN-60", "RUN-63", "RUN-55", "SDK-03")
 def test_the_official_client_sees_the_same(client: Client, sdk: openai.OpenAI) -> None:
     runs = sdk.beta.threads.runs
     made = start(client, "/call f\n/turn\n/say Done.", tools=[{"type": "function", "function": {"name": "f"}}])

@@ -114,7 +114,7 @@ def test_the_statuses_that_a_run_passes(client: Client, end: str) -> None:
         assert [run["status"] for run in runs] == ["queued", "in_progress", "completed"]
 
 
-@pytest.mark.behaviour("RUN-31")
+@pytest.mark.behaviour("RUN-31", "ERR-31")
 @pytest.mark.parametrize("status", [*ACTIVE, *TERMINAL])
 def test_only_the_documented_verbs_move_a_run(lives: Lives, status: str) -> None:
     """What a client can do to a run in any status either is a documented transition or changes nothing."""

@@ -14,6 +14,7 @@ from tests.api.driving import (
     Lives,
     calls,
     documented,
+    error,
     path,
     play,
     settle,
@@ -161,10 +162,10 @@ def test_steps_show_the_runs_expiry_in_streams_and_nothing_afterwards(client: Cl
         assert (step["expires_at"], step["expired_at"], step["metadata"]) == (None, None, {})
 
 
-@pytest.mark.behaviour("STEP-19")
+@pytest.mark.behaviour("STEP-19", "ERR-23")
 def test_an_unknown_step(client: Client) -> None:
     run, other = play(client, "/say Hello."), play(client, "/say Hello.")
     (foreign,) = steps(client, other)
     for id in ("step_123", foreign["id"], "run_123"):
         refused = client.get(path(run, f"/steps/{id}"), status=404)
-        assert refused["message"] == f"No run step found with id '{id}'."
+        assert refused == error(f"No run step found with id '{id}'.")

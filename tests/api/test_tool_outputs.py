@@ -1,11 +1,14 @@
 """Required action and tool outputs (BEHAVIOUR 4.5)."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from tests.api.driving import (
     CALL,
+    TERMINAL,
     F,
     G,
     Lives,
@@ -120,7 +123,7 @@ def test_the_same_outputs_again_are_refused(client: Client) -> None:
     client.post(path(run, "/cancel"))
 
 
-@pytest.mark.behaviour("RUN-62", "RUN-65", "RUN-66")
+@pytest.mark.behaviour("RUN-62", "RUN-65", "RUN-66", "ERR-32")
 def test_outputs_come_all_together_and_for_the_right_calls(client: Client) -> None:
     run = waiting(client, _TWO)
     a, b = (call["id"] for call in calls(run))
@@ -170,6 +173,47 @@ def test_outputs_together_have_a_limit(client: Client) -> None:
     assert load(client, run) == run
     _send(client, run, [{**first, "output": large}, {**second, "output": large}])
     assert steps(client, run)[0]["step_details"]["tool_calls"][1]["function"]["output"] == large
+
+
+@pytest.mark.behaviour("RUN-64", "RUN-63")
+def test_of_many_submissions_at_once_exactly_one_counts(client: Client) -> None:
+    run = waiting(client, "/call f\n/turn\n/say Done.")
+    (call,) = calls(run)
+
+    def send(number: int) -> int:
+        body = {"tool_outputs": [{"tool_call_id": call["id"], "output": str(number)}]}
+        response = client.raw("POST", "/v1" + path(run, "/submit_tool_outputs"), json.dumps(body).encode())
+        if response.status == 400:
+            assert response.error["message"].endswith("do not accept tool outputs.")
+        return response.status
+
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(send, range(10)))
+    assert sorted(found) == [200] + [400] * 9
+    assert settle(client, run)["status"] == "completed"
+    step = steps(client, run)[0]
+    assert step["step_details"]["tool_calls"][0]["function"]["output"] == str(found.index(200))
+
+
+@pytest.mark.behaviour("RUN-64", "RUN-56", "RUN-31")
+def test_outputs_that_race_a_cancel(client: Client) -> None:
+    """Whoever comes second meets the status that the first one left."""
+    for _ in range(10):
+        run = waiting(client, "/call f\n/turn\n/wait 500")
+        body = {"tool_outputs": [{"tool_call_id": calls(run)[0]["id"], "output": "out"}]}
+        requests = [("/submit_tool_outputs", body), ("/cancel", {})]
+
+        def send(request: tuple[str, Any], run: dict[str, Any] = run) -> int:
+            encoded = json.dumps(request[1]).encode()
+            return client.raw("POST", "/v1" + path(run, request[0]), encoded).status
+
+        with ThreadPoolExecutor(2) as pool:
+            submitted, cancelled = pool.map(send, requests)
+        assert cancelled == 200
+        run = settle(client, run, *TERMINAL)
+        assert run["status"] == "cancelled"
+        expected = ["completed"] if submitted == 200 else ["cancelled"]
+        assert [step["status"] for step in steps(client, run)] == expected
 
 
 @pytest.mark.behaviour("RUN-71")

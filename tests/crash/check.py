@@ -1,7 +1,7 @@
 """Is a database consistent? Every row of it is read, after its server stopped; nothing is asked of the server's code.
 
 What must live here: what has to be true of any database at any time, and the stricter rest for one whose runs have all
-ended. What must not: expectations of a particular test. The rules are BEHAVIOUR sections 4 to 6 and docs/why/journal.md.
+ended. What must not: expectations of a test. The rules are BEHAVIOUR sections 4 to 6 and docs/why/journal.md.
 """
 
 import json
@@ -201,7 +201,7 @@ def _check_run(run: Row, steps: list[Row], messages: dict[str, Row]) -> None:
             expected = _STEP_ENDS.get(status, "in_progress")
             assert detail["status"] == expected, f"step {step['id']} is {detail['status']} in a run that is {status}"
             assert status not in {"completed", "incomplete"}, f"step {step['id']} is open in a run that is {status}"
-            assert step is steps[-1] or detail["status"] != "in_progress", f"step {step['id']} is open, but not the last"
+            assert step is steps[-1] or detail["status"] != "in_progress", f"step {step['id']} is open, not the last"
         if detail["type"] == "tool_calls":
             _check_calls(run, step)
         else:

@@ -13,17 +13,18 @@ from typing import Any
 import apsw
 
 _NAME = "forgetful"
+_BASE = apsw.vfs_names()[0]  # the operating system's, by name: the default will be ours
 
 
 class _File(apsw.VFSFile):
     def __init__(self, name: Any, flags: list[int], folder: Path) -> None:
-        super().__init__("", name, flags)
+        super().__init__(_BASE, name, flags)
         path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name)
         self._path, self._shadow = path, folder / path.name
         if not self._shadow.exists() and path.stat().st_size:
             shutil.copyfile(path, self._shadow)  # it was there before the disk was
 
-    def xSync(self, flags: int) -> None:  # noqa: N802 - SQLite's name
+    def xSync(self, flags: int) -> None:
         super().xSync(flags)
         shutil.copyfile(self._path, self._shadow.with_suffix(".new"))
         self._shadow.with_suffix(".new").replace(self._shadow)
@@ -31,15 +32,15 @@ class _File(apsw.VFSFile):
 
 class _Disk(apsw.VFS):
     def __init__(self, folder: Path) -> None:
-        super().__init__(_NAME, "", makedefault=True)
+        super().__init__(_NAME, _BASE, makedefault=True)
         self._folder = folder
 
-    def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: N802 - SQLite's name
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
         if name is None:
             return super().xOpen(name, flags)  # a file without a name lives no longer than its connection
         return _File(name, flags, self._folder)
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802 - SQLite's name
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         super().xDelete(filename, syncdir)
         (self._folder / Path(filename).name).unlink(missing_ok=True)
 

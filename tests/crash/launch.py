@@ -5,11 +5,11 @@ a server: a watcher that kills its own process at a point of ``engine/points.py`
 synced (`tests.crash.disk`). What must not: checks, clients. The server itself is `loomgate.cli.main`, unchanged.
 
 One JSON object a line. In: ``{"id", "args", "env", "cwd", "log", "trace", "crash": [point, n] | null, "disk": folder
-| null, "user": uid | null}``. Out: ``{"id", "pid"}``, then ``{"pid", "line"}`` for each line that the server prints and
+| null, "bound": bool}``. Out: ``{"id", "pid"}``, then ``{"pid", "line"}`` for each line that the server prints and
 ``{"pid", "status"}`` when it is gone (negative: the signal). When the input ends, so does every server.
 """
 
-import asyncio
+import ctypes
 import gc
 import importlib
 import json
@@ -48,6 +48,16 @@ def _watch(trace: str, crash: tuple[points.Point, int] | None) -> None:
     points.watch(reached)
 
 
+def _bind() -> None:
+    """Be bound by the permissions of files even as the superuser: give up every capability (capset(2), Linux)."""
+    if os.geteuid() == 0:
+        version_3, this_process = 0x20080522, 0
+        if ctypes.CDLL(None, use_errno=True).capset(
+            (ctypes.c_uint32 * 2)(version_3, this_process), (ctypes.c_uint32 * 6)()
+        ):
+            raise OSError(ctypes.get_errno(), "capset")
+
+
 def _become(order: dict[str, Any], output: int) -> None:
     """Be the server of ``order`` until it ends: never returns."""
     code = 70
@@ -64,9 +74,8 @@ def _become(order: dict[str, Any], output: int) -> None:
             disk.install(order["disk"])
         crash = order["crash"]
         _watch(order["trace"], None if crash is None else (crash[0], crash[1]))
-        if order["user"] is not None:
-            os.setgid(order["user"])
-            os.setuid(order["user"])
+        if order["bound"]:
+            _bind()
         code = main(order["args"])
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -158,5 +167,4 @@ class _Forge:
 if __name__ == "__main__":
     for name in _WARM:
         importlib.import_module(name)
-    assert asyncio  # what the server's loop needs is loaded as well
     _Forge().run()

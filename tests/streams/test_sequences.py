@@ -165,7 +165,8 @@ def test_cancelled_from_another_connection(client: Client) -> None:
         events = viewer.events()
     assert sse.names(events) == [
         *BEGUN, *MESSAGE_OPEN,
-        "thread.run.cancelling", "thread.message.incomplete", "thread.run.step.cancelled", "thread.run.cancelled", "done",
+        "thread.run.cancelling", "thread.message.incomplete", "thread.run.step.cancelled", "thread.run.cancelled",
+        "done",
     ]  # fmt: skip
     assert last(events, "thread.message.incomplete")["incomplete_details"] == {"reason": "run_cancelled"}
     assert last(events, "thread.run.cancelling")["cancelled_at"] is None

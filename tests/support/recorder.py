@@ -4,6 +4,7 @@ What must live here: seeing the wire as it is. What must not: changing it. `Reco
 seen against the official description, so that a test which drives an SDK also checks the bytes below it.
 """
 
+import contextlib
 import socket
 import threading
 from collections import deque
@@ -144,10 +145,8 @@ class Recorder:
         finally:
             # Either side's end is the other's, as without a proxy between them.
             for one in (source, target):
-                try:
+                with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass
 
     def __enter__(self) -> Self:
         return self
@@ -156,10 +155,8 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for one in [self._listener, *self._sockets]:
-            try:
+            with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             one.close()
         for thread in self._threads:
             thread.join(10)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from loomgate import clock
 from loomgate.engine import truncate
 from loomgate.engine.plan import CallModel
 from loomgate.providers import models, tokens
@@ -86,6 +87,7 @@ async def _history(runs: Runs, thread: str, before: int) -> AsyncIterator[chat.C
                 yield message
         if len(found) < _CHUNK:
             return
+        await clock.sleep(0)  # a read does not suspend: let the others have their turn between two chunks
 
 
 def spoken(role: chat.Role, content: list[Content]) -> chat.ChatMessage | None:

@@ -99,6 +99,16 @@ class Turn:
         written = [*self._text, *self._refusal]
         return "".join(written + [call.name + call.arguments for call in self._calls.values()])
 
+    def present(self) -> tuple[Step | None, Message | None]:
+        """The open step and the open message as its events so far have told them (the store may lag behind)."""
+        step = self._step
+        if step is not None and calls_tools_step(step):
+            step = msgspec.structs.replace(step, step_details=ToolCallsDetails(self._step_calls()))
+        message = self._message
+        if message is not None:
+            message = self._so_far() if self._order else message
+        return step, message
+
     async def take(self, chunk: chat.Chunk) -> None:
         """Record and publish one chunk. Raises `LeaseLost` when the run is no longer ours."""
         if isinstance(chunk, chat.TextDelta):
@@ -222,7 +232,7 @@ class Turn:
             commit.fields["incomplete_details"] = IncompleteRun("max_completion_tokens")
             self._close(commit, "max_tokens", now, usage)
         elif end.reason == "content_filter":
-            empty = not (self._text or self._refusal)
+            empty = not (self._text or self._refusal or self._said)
             if empty:
                 # RUN-92: `incomplete` has no such reason, so an answer that was filtered whole is a failure.
                 commit.verb = "fail"

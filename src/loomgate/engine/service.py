@@ -74,15 +74,16 @@ class Engine:
         self._bus.poke()
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
 
-    async def close(self, drain_seconds: float) -> None:
-        """Stop: runs and webhook calls under way get ``drain_seconds`` to finish, the others are handed back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Stop: runs under way may finish for ``drain_seconds`` and until ``hurry`` is set; others are handed back."""
         end = clock.now() + drain_seconds
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.gather(self._housekeeper, return_exceptions=True)
-        await self._worker.close(drain_seconds)
+        await self._worker.close(drain_seconds, hurry)
         if self._webhooks is not None:
-            await self._webhooks.close(max(_GRACE, end - clock.now()))
+            left = 0.0 if hurry is not None and hurry.is_set() else end - clock.now()
+            await self._webhooks.close(max(_GRACE, left))
 
     async def _keep_house(self) -> None:
         """Remove what deleted threads left, in small steps."""
@@ -130,7 +131,7 @@ class Engine:
         if created.thread_body is not None:
             told.append(events.frame("thread.created", created.thread_body))
         told += [events.run_event(run, created.body, "created"), events.run_event(run, created.body)]
-        self._bus.publish(run.id, told)
+        self._bus.publish(run.id, told, first=True)
         self._tell_changed(created.changed)
         self._bus.poke()
         return Started(created.body, viewer)
@@ -145,11 +146,11 @@ class Engine:
 
     async def modify_run(self, workspace: str, thread_id: str, run_id: str, change: Callable[[Run], Run]) -> bytes:
         """Change a terminal run by ``change``; see `Runs.modify`."""
-        return await self.store.runs.modify(workspace, thread_id, run_id, change)
+        return await self._fresh(lambda: self.store.runs.modify(workspace, thread_id, run_id, change))
 
     async def cancel_run(self, workspace: str, thread_id: str, run_id: str) -> bytes:
         """Ask for the run's end; the answer says `cancelling` (RUN-51, RUN-54). Raises 404, 400."""
-        ended = await self.store.runs.cancel(workspace, thread_id, run_id)
+        ended = await self._fresh(lambda: self.store.runs.cancel(workspace, thread_id, run_id))
         points.reached("cancelling")
         self._tell_changed([ended])
         return ended.body
@@ -161,7 +162,7 @@ class Engine:
         finished step (SSE-42)."""
         viewer = self._bus.subscribe(run_id) if stream else None
         try:
-            submitted = await self.store.runs.submit(workspace, thread_id, run_id, outputs)
+            submitted = await self._fresh(lambda: self.store.runs.submit(workspace, thread_id, run_id, outputs))
         except BaseException:
             if viewer is not None:
                 viewer.close()
@@ -189,26 +190,23 @@ class Engine:
         found = self._bus.resume(run_id, last_event_id)
         if found is not None:
             return found
+        # At one moment: what the viewer is shown, and from where on it follows. Nothing is lost or told twice between.
+        held = self._worker.present(run_id)
         viewer = self._bus.attach(run_id)
+        if held is not None:
+            run, step, message = held
+            viewer.begin(_present(run, msgspec.json.encode(run), step, message), over=False)
+            return viewer
         run = _decode_run(body)
-        viewer.begin(await self._present(run, body), over=run.status in lifecycle.SETTLED)
-        return viewer
-
-    async def _present(self, run: Run, body: bytes) -> list[bytes]:
-        told = [b": the events asked for are not kept any more; this is the present state\n\n"]
-        told.append(events.run_event(run, body))
-        journal = await self.store.runs.journal(run.id)
-        for entry in journal.entries:
-            step = entry.step
-            if step.status not in lifecycle.STEP["complete"].sources:
-                continue
-            told += [events.step_event(step, run.expires_at, "created"), events.step_event(step, run.expires_at)]
-            if isinstance(step.step_details, MessageDetails):
+        step = message = None
+        if run.status not in lifecycle.TERMINAL:
+            journal = await self.store.runs.journal(run.id)
+            still_open = [e.step for e in journal.entries if e.step.status in lifecycle.STEP["complete"].sources]
+            step = still_open[-1] if still_open else None
+            if step is not None and isinstance(step.step_details, MessageDetails):
                 message = journal.messages.get(step.step_details.message_creation.message_id)
-                if message is not None:
-                    shown = msgspec.json.encode(message)
-                    told += [events.message_event(message, shown, "created"), events.message_event(message, shown)]
-        return told
+        viewer.begin(_present(run, body, step, message), over=run.status in lifecycle.SETTLED)
+        return viewer
 
     # Threads, as far as runs are concerned
 
@@ -226,10 +224,10 @@ class Engine:
 
     # Pieces
 
-    async def _fresh(self, read: Callable[[], Awaitable[T | Overdue]]) -> T:
-        """What ``read`` answers once no run in it is past its time."""
+    async def _fresh(self, attempt: Callable[[], Awaitable[T | Overdue]]) -> T:
+        """What ``attempt`` answers once no run that it meets is past its time."""
         while True:
-            found = await read()
+            found = await attempt()
             if not isinstance(found, Overdue):
                 return found
             for run_id in found.ids:
@@ -243,3 +241,14 @@ class Engine:
             settled = ended.run.status in lifecycle.SETTLED
             self._bus.publish(ended.run.id, ended.events, settled=settled)
             self._bus.signal(ended.run.id)
+
+
+def _present(run: Run, body: bytes, step: Step | None, message: Message | None) -> list[bytes]:
+    """The events with which a viewer begins that cannot have those it asked for."""
+    told = [b": the events asked for are not kept any more; this is the present state\n\n", events.run_event(run, body)]
+    if step is not None:
+        told += [events.step_event(step, run.expires_at, "created"), events.step_event(step, run.expires_at)]
+    if message is not None:
+        shown = msgspec.json.encode(message)
+        told += [events.message_event(message, shown, "created"), events.message_event(message, shown)]
+    return told

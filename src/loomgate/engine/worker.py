@@ -26,7 +26,8 @@ from loomgate.store.rows import Ended
 from loomgate.store.runs import Claimed, Commit, Journal
 from loomgate.wire import chat, events, lifecycle
 from loomgate.wire.lifecycle import RunVerb
-from loomgate.wire.runs import Failure, IncompleteRun, Usage
+from loomgate.wire.runs import Failure, IncompleteRun, Run, Step, Usage
+from loomgate.wire.threads import Message
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,12 @@ class _Drive:
         self.row = claimed.row
         self._run = claimed.run
         self._spec = claimed.spec
-        self._first = claimed.events
         self._journal: Journal | None = None
+        self._turn: Turn | None = None
         self._why: str | None = None
         self._interruptible = False
+        # Here and not in the task: what is committed next (a cancellation, say) is told after it.
+        self._tell(claimed.events)
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded())
 
     def interrupt(self, why: str) -> None:
@@ -75,6 +78,13 @@ class _Drive:
         self._why = why
         if self._interruptible:
             self.task.cancel()
+
+    def present(self) -> tuple[Run, Step | None, Message | None] | None:
+        """The run, its open step and its open message as the events so far have told them; ``None`` when it is over."""
+        if self._run.status in lifecycle.SETTLED:
+            return None
+        step, message = (None, None) if self._turn is None else self._turn.present()
+        return self._run, step, message
 
     def _tell(self, told: list[bytes], *, settled: bool = False) -> None:
         self._worker.bus.publish(self.row.id, told, settled=settled)
@@ -107,7 +117,6 @@ class _Drive:
             self._over(ended)
 
     async def _go(self) -> None:
-        self._tell(self._first)
         while True:
             if self._why is not None and await self._look():
                 return
@@ -166,7 +175,7 @@ class _Drive:
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
         points.reached("calling")
-        turn = Turn(runs, self.row, self._run, move, self._tell)
+        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell)
         try:
             try:
                 end = await self._stream(call, turn)
@@ -223,12 +232,14 @@ class _Drive:
         """The verb by which the run has to end now, if it was cancelled or its time is over."""
         if clock.now() >= self.row.expires_at:
             return "expire"
-        status = await self._store.runs.status(self.row.id)
+        status = await self._store.runs.status(self.row.id, self.row.fence)
+        if status is None:
+            raise LeaseLost(self.row.id)
         return "cancel" if status in lifecycle.RUN["cancel"].sources else None
 
     async def _reread(self) -> bool:
         """Another look at a run that moved under us: `False` to plan again, `True` when it left our hands."""
-        status = await self._store.runs.status(self.row.id)
+        status = await self._store.runs.status(self.row.id, self.row.fence)
         if status is None or status not in lifecycle.HELD:
             return True
         self._run = msgspec.structs.replace(self._run, status=status)
@@ -246,6 +257,7 @@ class _Drive:
 
     def _over(self, ended: Ended) -> None:
         points.reached("ended")
+        self._run = ended.run
         self._tell(ended.events, settled=True)
         if ended.promoted:
             self._worker.bus.poke()
@@ -271,8 +283,8 @@ class Worker:
         self._drives: dict[str, _Drive] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._freed = asyncio.Event()
         self._renewed = clock.now()
+        self._freed = asyncio.Event()
         bus.listeners.append(self._look_at)
 
     def start(self) -> None:
@@ -280,13 +292,21 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
 
-    async def close(self, drain_seconds: float) -> None:
-        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back."""
+    async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
+        """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back.
+
+        Setting ``hurry`` ends the wait early.
+        """
         self._stopping = True
         self.bus.poke()
         running = [drive.task for drive in self._drives.values()]
         if running:
-            await asyncio.wait(running, timeout=drain_seconds)
+            loop = asyncio.get_running_loop()
+            hurried = loop.create_task((hurry or asyncio.Event()).wait())
+            drained = loop.create_task(asyncio.wait(running))
+            await asyncio.wait((drained, hurried), timeout=drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in (drained, hurried):
+                task.cancel()
         for drive in list(self._drives.values()):
             drive.interrupt("stop")
         left = [drive.task for drive in self._drives.values()]
@@ -300,6 +320,11 @@ class Worker:
     def active(self) -> int:
         """How many runs are in this worker's hands."""
         return len(self._drives)
+
+    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None] | None:
+        """What viewers of a run in this worker's hands have been told of it so far, else ``None``."""
+        drive = self._drives.get(run_id)
+        return None if drive is None else drive.present()
 
     async def end_overdue(self, run_id: str) -> None:
         """Let a run past its time be ended by its drive, if that is in this process: the drive knows the words that
@@ -318,14 +343,12 @@ class Worker:
         while not self._stopping:
             self.bus.alarm.clear()
             try:
-                more = await self._claim()
-            except LoomgateError:
+                wait = 0.0 if await self._claim() else max(0.01, await self.store.runs.seconds_to_next())
+            except Exception:  # whatever it was: a server that claims nothing more would look alive and do nothing
                 log.exception("claiming failed; trying again")
-                more = False
-            if more:
-                continue
-            next_due = max(0.01, await self.store.runs.seconds_to_next())
-            await clock.wait(self.bus.alarm, min(self.settings.poll, next_due))
+                wait = self.settings.poll
+            if wait:
+                await clock.wait(self.bus.alarm, min(self.settings.poll, wait))
 
     async def _claim(self) -> bool:
         """Claim what there is room for; ``True`` when there may be more."""
@@ -340,6 +363,9 @@ class Worker:
         for one in claimed:
             points.reached("claimed")
             drive = _Drive(self, one)
+            stale = self._drives.get(one.row.id)
+            if stale is not None:  # our own lease had lapsed: the drive under the old token must say nothing more
+                stale.interrupt("lost")
             self._drives[one.row.id] = drive
             drive.task.add_done_callback(lambda _, id=one.row.id, drive=drive: self._let_go(id, drive))
         return len(claimed) == wanted
@@ -375,5 +401,5 @@ class Worker:
             pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
             for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
                 held[lost].interrupt("lost")
-        except LoomgateError:
+        except Exception:  # as above: leases that nobody renews any more would all lapse
             log.exception("renewing the leases failed; trying again")

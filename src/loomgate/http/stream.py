@@ -49,7 +49,7 @@ async def send_stream(
         # The server stops before the run does: the client has to know that this is not the run's end.
         await _stop(pump)
         await _last(send, "The server is shutting down. The run goes on; retrieve it to see its state.")
-        raise
+        # With that the answer is whole. Raised on, uvicorn would log the cancellation as an error of ours.
     finally:
         streamed.subscription.close()
         await _stop(pump)
@@ -74,7 +74,7 @@ async def _pump(streamed: Streamed, send: Send, keep_alive: float) -> None:
         # What is there already goes out together: one write instead of several, and no event waits.
         while True:
             id, event = found
-            pieces.append(with_id(id, event) if with_ids else event)
+            pieces.append(with_id(id, event) if with_ids and not event.startswith(b":") else event)
             if event == DONE or len(pieces) == _TOGETHER:
                 break  # before the next one is taken: what is taken has to be sent
             found = subscription.ready()

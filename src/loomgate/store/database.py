@@ -11,12 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 import apsw
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from loomgate.errors import StoreError
 
@@ -60,9 +62,8 @@ class Statement:
     def sqlite(self) -> tuple[str, dict[str, Any]]:
         """The SQL text for SQLite and the values of its literal parameters."""
         if self._sql is None:
-            compiled = self._expression.compile(dialect=_SQLITE)
-            binds = cast("dict[str, sa.BindParameter[Any]]", getattr(compiled, "binds"))  # noqa: B009 - not in the stubs
-            self._defaults = {name: bind.value for name, bind in binds.items() if not bind.required}
+            compiled = cast(SQLCompiler, self._expression.compile(dialect=_SQLITE))
+            self._defaults = {name: bind.value for bind, name in compiled.bind_names.items() if not bind.required}
             self._sql = str(compiled)
         return self._sql, self._defaults
 
@@ -117,6 +118,7 @@ def _finish(awaitable: Awaitable[T]) -> T:
         next(step)
     except StopIteration as stop:
         return stop.value
+    step.close()  # its own clean-up runs now, inside the transaction, and not whenever it is collected
     raise StoreError("a transaction waited for something other than its database")
 
 
@@ -125,6 +127,7 @@ class Database:
 
     def __init__(self, path: Path, *, synchronous: Literal["full", "normal"] = "full") -> None:
         """Open ``path`` (made when missing). Raises `StoreError` when it cannot be opened as a database."""
+        self._path = path
         try:
             self._writer = self._connect(path, synchronous)
             self._reader = self._connect(path, synchronous)
@@ -184,10 +187,14 @@ class Database:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
         except apsw.Error as error:
-            self._answer(loop, batch, StoreError(f"the database refuses to write: {error}"))
+            self._answer(loop, batch, StoreError(f"the database {self._path} refuses to write: {error}"))
             return
         for job in batch:
-            self._attempt(job)
+            try:
+                self._attempt(job)
+            except apsw.Error as error:  # a savepoint itself failed: nothing of this batch can be told apart any more
+                job.error = job.error or error
+                self._undo()
             if not self._writer.in_transaction:
                 # The engine rolled everything back by itself (disk full, I/O error): nothing of this batch stands.
                 self._answer(loop, batch, StoreError(f"the database gave the transaction up: {job.error}"))
@@ -201,6 +208,9 @@ class Database:
         try:
             job.result = _finish(job.work(self._write_tx))
         except BaseException as error:
+            if isinstance(error, apsw.Error):
+                # Disk full, file read-only, …: an error that the rooms above know, and after which they try again.
+                error = StoreError(f"the database {self._path} refuses to write: {error}")
             job.error = error
             if not self._writer.in_transaction:
                 return
@@ -211,10 +221,14 @@ class Database:
         try:
             self._writer.execute("COMMIT")
         except apsw.Error as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            self._undo()
             return StoreError(f"the database could not commit: {error}")
         return None
+
+    def _undo(self) -> None:
+        with suppress(apsw.Error):
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
 
     def _answer(self, loop: asyncio.AbstractEventLoop, batch: list[_Job], failure: StoreError | None) -> None:
         """Wake the callers of ``batch``, and begin the next one."""

@@ -199,6 +199,14 @@ async def put_step(tx: Tx, step: Step, usage: Usage | None = None) -> bytes:
     return body
 
 
+async def put_written(tx: Tx, message: Message) -> bytes:
+    """`put_message` for a run that writes it: metadata that a client gave it meanwhile stays (BEHAVIOUR LOCK-07)."""
+    found = await tx.row(_MESSAGE, key=message.id)
+    if found is not None:
+        message = msgspec.structs.replace(message, metadata=decode_message(found[0]).metadata)
+    return await put_message(tx, message)
+
+
 async def put_message(tx: Tx, message: Message) -> bytes:
     """Write ``message`` back; answers the body. A message that was deleted meanwhile stays deleted (LOCK-08)."""
     body = encode(message)

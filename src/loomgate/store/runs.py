@@ -98,7 +98,7 @@ _ADOPT = Statement(
     )
     .values(due=sa.bindparam("now"))
 )
-_STATUS = Statement(sa.select(_r.c.status).where(_r.c.id == _key))
+_STATUS = Statement(sa.select(_r.c.status, _r.c.fence).where(_r.c.id == _key))
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
 _JOURNAL = Statement(sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position))
 _HISTORY = Statement(
@@ -197,7 +197,7 @@ class Submitted(msgspec.Struct, frozen=True):
 
 
 class Overdue(msgspec.Struct, frozen=True):
-    """Ids of runs that a read found active past their time: end them, then read again (RUN-44)."""
+    """Ids of runs that were found active past their time: end them, tell their viewers, then try again (RUN-44)."""
 
     ids: list[str]
 
@@ -289,14 +289,17 @@ class Runs:
 
         return await self._db.read(work)
 
-    async def modify(self, workspace: str, thread: str, id: str, change: Callable[[Run], Run]) -> bytes:
-        """Replace a terminal run by what ``change`` makes of it (RUN-85, RUN-86, RUN-89); answers the new body."""
+    async def modify(self, workspace: str, thread: str, id: str, change: Callable[[Run], Run]) -> bytes | Overdue:
+        """Replace a terminal run by what ``change`` makes of it (RUN-85, RUN-86, RUN-89).
 
-        async def work(tx: Tx) -> bytes:
+        Answers the new body, or `Overdue`. Raises 404, and 400 while the run is active.
+        """
+
+        async def work(tx: Tx) -> bytes | Overdue:
             row = await self._for_client(tx, workspace, thread, id)
             if row.overdue:
-                row.body = (await rows.end_run(tx, self._outbox, row, "expire")).body
-            elif row.status in lifecycle.ACTIVE:
+                return Overdue([id])
+            if row.status in lifecycle.ACTIVE:
                 raise bad_request(f"Cannot update run with status '{row.status}'.")
             body = encode(change(rows.decode_run(row.body)))
             await tx.run(_PUT_BODY, key=id, new_body=body)
@@ -304,40 +307,36 @@ class Runs:
 
         return await self._db.write(work)
 
-    async def cancel(self, workspace: str, thread: str, id: str) -> Ended:
+    async def cancel(self, workspace: str, thread: str, id: str) -> Ended | Overdue:
         """Ask for the run's end: it is `cancelling` until its worker, or the next one, ends it (RUN-50 to RUN-54).
 
-        Raises 404, and 400 in a status that cannot be cancelled (RUN-55, RUN-56).
+        Answers the run as it is then, or `Overdue`. Raises 404, and 400 in a status that cannot be cancelled
+        (RUN-55, RUN-56).
         """
 
-        async def work(tx: Tx) -> Ended | str:
+        async def work(tx: Tx) -> Ended | Overdue:
             row = await self._for_client(tx, workspace, thread, id)
             if row.overdue:
-                await rows.end_run(tx, self._outbox, row, "expire")
-                return lifecycle.RUN["expire"].target
+                return Overdue([id])
             if row.status not in lifecycle.RUN["request_cancel"].sources:
-                return row.status
+                raise bad_request(f"Cannot cancel run with status '{row.status}'.")
             return await rows.change_run(tx, self._outbox, row, "request_cancel")
 
-        ended = await self._db.write(work)
-        if isinstance(ended, str):
-            raise bad_request(f"Cannot cancel run with status '{ended}'.")
-        return ended
+        return await self._db.write(work)
 
-    async def submit(self, workspace: str, thread: str, id: str, outputs: list[tuple[str, str]]) -> Submitted:
+    async def submit(self, workspace: str, thread: str, id: str, outputs: list[tuple[str, str]]) -> Submitted | Overdue:
         """Give the run the (call id, output) pairs it waits for; it is `queued` again (RUN-60 to RUN-70).
 
-        Raises 404, and 400 in a wrong status (RUN-64) or when the ids are not exactly those expected (RUN-65, -66).
+        Answers the run as it is then, or `Overdue`. Raises 404, and 400 in a wrong status (RUN-64) or when the ids are
+        not exactly those expected (RUN-65, -66).
         """
 
-        async def work(tx: Tx) -> Submitted | ApiError:
+        async def work(tx: Tx) -> Submitted | Overdue:
             row = await self._for_client(tx, workspace, thread, id)
             if row.overdue:
-                await rows.end_run(tx, self._outbox, row, "expire")
-                row.status = lifecycle.RUN["expire"].target
+                return Overdue([id])
             if row.status not in lifecycle.RUN["resume"].sources:
-                # Returned, not raised: an expiry found on the way has to be kept.
-                return bad_request(f'Runs in status "{row.status}" do not accept tool outputs.')
+                raise bad_request(f'Runs in status "{row.status}" do not accept tool outputs.')
             found = await tx.row(_OPEN_CALLS, key=id)
             if found is None:
                 raise LeaseLost(f"run {id} waits for outputs but has no open step")
@@ -364,10 +363,7 @@ class Runs:
             resumed = await rows.change_run(tx, self._outbox, row, "resume")
             return Submitted(resumed.body, [events.step_event(step, row.expires_at), *resumed.events])
 
-        result = await self._db.write(work)
-        if isinstance(result, ApiError):
-            raise result
-        return result
+        return await self._db.write(work)
 
     async def _for_client(self, tx: Tx, workspace: str, thread: str, id: str) -> RunRow:
         row = await rows.run_row(tx, id)
@@ -460,10 +456,10 @@ class Runs:
         whoever held those leases is gone."""
         return await self._db.write(lambda tx: tx.run(_ADOPT, now=millis(clock.now())))
 
-    async def status(self, id: str) -> str | None:
-        """The stored status of a run, ``None`` when it is gone."""
+    async def status(self, id: str, fence: int | None = None) -> str | None:
+        """The stored status of a run; ``None`` when it is gone, or when ``fence`` is given and no longer its token."""
         row = await self._db.row(_STATUS, key=id)
-        return None if row is None else row[0]
+        return None if row is None or fence not in (None, row[1]) else row[0]
 
     async def journal(self, id: str) -> Journal:
         """What run ``id`` has done so far."""
@@ -500,12 +496,12 @@ class Runs:
                 raise LeaseLost(row.id)
             for id in commit.drop_steps:
                 await tx.run(_DROP_STEP, key=id)
+            added = len(commit.open_messages)
             for id in commit.drop_messages:
-                await tx.run(_DROP_MESSAGE, key=id)
+                added -= await tx.run(_DROP_MESSAGE, key=id)  # the client may have deleted it already
             bodies: dict[str, bytes] = {}
             new = len(commit.open_steps) + len(commit.open_messages)
-            if new:
-                added = len(commit.open_messages) - len(commit.drop_messages)
+            if new or added:
                 reserved = await rows.reserve(tx, row.workspace, row.thread_id, new, added)
                 written = await rows.insert_messages(
                     tx, commit.open_messages, reserved.first + len(commit.open_steps), place=row.position
@@ -514,7 +510,7 @@ class Runs:
                 for offset, step in enumerate(commit.open_steps):
                     await tx.run(_INSERT_STEP, **_step_row(step, reserved.first + offset, commit.turn))
             for message in commit.put_messages:
-                bodies[message.id] = await rows.put_message(tx, message)
+                bodies[message.id] = await rows.put_written(tx, message)
             for step, usage in commit.put_steps:
                 await rows.put_step(tx, step, usage)
             if commit.verb is None:

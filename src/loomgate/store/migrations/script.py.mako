@@ -8,4 +8,5 @@ down_revision = ${repr(down_revision)}
 
 
 def upgrade() -> None:
+    """Make the changes."""
     ${upgrades if upgrades else "pass"}
