@@ -1,4 +1,4 @@
-"""Viewers get every event once and in order, from where they ask; what is kept is bounded."""
+"""The bus: what a viewer gets, from when on, for how long it is kept, and when the stream is over."""
 
 import asyncio
 
@@ -6,9 +6,11 @@ import pytest
 
 from loomgate import clock
 from loomgate.bus import Bus, Subscription
-from loomgate.wire.events import DONE
+from loomgate.wire.events import DONE, frame
 
 pytestmark = pytest.mark.anyio
+
+RUN = "run_one"
 
 
 @pytest.fixture
@@ -16,180 +18,351 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "_offset", clock._offset)
-
-
-def _bus(seconds: float = 60, size: int = 1 << 20) -> Bus:
+def make_bus(seconds: float = 60, size: int = 1 << 20) -> Bus:
     return Bus(retention_seconds=seconds, retention_bytes=size)
 
 
-def _events(*names: str) -> list[bytes]:
-    return [f"event: {name}\ndata: {{}}\n\n".encode() for name in names]
+def event(number: int, size: int = 0) -> bytes:
+    return frame("thread.message.delta", b"%d" % number + b"." * size)
 
 
-def _ready(viewer: Subscription | None) -> list[str]:
+def begun(bus: Bus, run: str = RUN, *, count: int = 0, size: int = 0, settled: bool = False) -> Subscription:
+    """A new run with ``count`` events, and the viewer who saw it begin."""
+    viewer = bus.subscribe(run, fresh=True)
+    if count or settled:
+        bus.publish(run, [event(n, size) for n in range(1, count + 1)], settled=settled)
+    return viewer
+
+
+def at_once(viewer: Subscription | None) -> list[bytes]:
+    """All that is there for a viewer without waiting."""
     assert viewer is not None
-    found: list[str] = []
-    while (one := viewer.ready()) is not None:
-        found.append("DONE" if one[1] is DONE else one[1].split()[1].decode())
-        if one[1] is DONE:
+    found: list[bytes] = []
+    while (got := viewer.ready()) is not None:
+        found.append(got[1])
+        if got[1] is DONE:
             break
     return found
 
 
-def _ids(viewer: Subscription | None) -> list[str]:
+async def whole(viewer: Subscription | None) -> list[bytes]:
+    """All that a viewer gets until its stream ends."""
     assert viewer is not None
-    found: list[str] = []
-    while (one := viewer.ready()) is not None:
-        found.append(one[0])
-    viewer.close()
-    return found
+    async with asyncio.timeout(5):
+        return [data async for _, data in viewer]
 
 
-@pytest.mark.behaviour("SSE-02", "SSE-54")
-async def test_a_viewer_that_came_first_gets_all_and_the_end() -> None:
-    bus = _bus()
-    viewer = bus.subscribe("run_a", fresh=True)
-    assert viewer.ready() is None
-    bus.publish("run_a", _events("a", "b"), first=True)
-    assert _ready(viewer) == ["a", "b"]
-    bus.publish("run_a", _events("c"), settled=True)
-    assert _ready(viewer) == ["c", "DONE"]
-    with pytest.raises(StopAsyncIteration):
-        await viewer.next(1)
+def events(*numbers: int) -> list[bytes]:
+    return [event(n) for n in numbers]
 
 
-async def test_a_viewer_waits_for_the_next_event() -> None:
-    bus = _bus()
-    viewer = bus.subscribe("run_a", fresh=True)
-    waiting = asyncio.create_task(viewer.next(60))
-    await asyncio.sleep(0)
-    bus.publish("run_a", _events("a"), first=True)
-    found = await waiting
-    assert found is not None
-    assert found[1] == _events("a")[0]
-    assert await viewer.next(0.001) is None
-    bus.publish("run_a", [], settled=True)
-    assert [event async for _, event in viewer] == [DONE]
+class TestViewers:
+    async def test_all_viewers_get_the_same_bytes_in_order(self) -> None:
+        bus = make_bus()
+        first = begun(bus)
+        second = bus.attach(RUN)
+        bus.publish(RUN, events(1, 2))
+        bus.publish(RUN, events(3), settled=True)
+        assert await whole(first) == await whole(second) == [*events(1, 2, 3), DONE]
+
+    async def test_runs_do_not_hear_of_each_other(self) -> None:
+        bus = make_bus()
+        one, two = begun(bus, "run_a"), begun(bus, "run_b")
+        bus.publish("run_a", events(1))
+        assert at_once(one) == events(1)
+        assert at_once(two) == []
+
+    async def test_a_viewer_that_waits_is_woken(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus)
+        waits = asyncio.create_task(viewer.next(5))
+        await asyncio.sleep(0)
+        bus.publish(RUN, events(1))
+        got = await waits
+        assert got is not None
+        assert got[1] == event(1)
+
+    async def test_nothing_within_the_time_is_none_and_the_stream_goes_on(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus)
+        assert await viewer.next(0.001) is None
+        bus.publish(RUN, events(1))
+        assert at_once(viewer) == events(1)
+
+    async def test_a_cancelled_wait_loses_no_event(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus)
+        waits = asyncio.create_task(viewer.next(5))
+        await asyncio.sleep(0)
+        waits.cancel()
+        bus.publish(RUN, events(1))
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        assert at_once(viewer) == events(1)
+
+    async def test_one_who_left_gets_nothing_and_disturbs_nobody(self) -> None:
+        bus = make_bus()
+        leaves, stays = begun(bus), bus.attach(RUN)
+        bus.publish(RUN, events(1))
+        leaves.close()
+        leaves.close()
+        bus.publish(RUN, events(2), settled=True)
+        with pytest.raises(StopAsyncIteration):
+            await leaves.next(1)
+        assert await whole(stays) == [*events(1, 2), DONE]
+
+    async def test_publishing_nothing_tells_nothing(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus)
+        bus.publish(RUN, [])
+        assert at_once(viewer) == []
 
 
-async def test_a_stream_of_one_turn_ends_at_its_end_and_one_of_the_run_goes_on() -> None:
-    bus = _bus()
-    bus.publish("run_a", _events("created"), first=True)
-    bus.publish("run_a", _events("requires_action"), settled=True)
-    turn = bus.subscribe("run_a")
-    bus.publish("run_a", _events("queued", "completed"), settled=True)
-    whole = bus.resume("run_a", None)
-    assert _ready(turn) == ["queued", "completed", "DONE"]
-    assert _ready(whole) == ["created", "requires_action", "queued", "completed", "DONE"]
+@pytest.mark.behaviour("SSE-02", "SSE-03")
+class TestDone:
+    """`done` ends a stream, and nothing comes after it."""
+
+    async def test_the_stream_ends_after_done(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus, count=1, settled=True)
+        assert await whole(viewer) == [event(1), DONE]
+        with pytest.raises(StopAsyncIteration):
+            await viewer.next(1)
+
+    async def test_a_request_that_changes_the_run_looks_on_until_the_next_done(self) -> None:
+        """The stream of a submission begins after the wait for it, and its own end is the next one."""
+        bus = make_bus()
+        first = begun(bus, count=2, settled=True)
+        submits = bus.subscribe(RUN)
+        bus.publish(RUN, events(3))
+        bus.publish(RUN, events(4), settled=True)
+        bus.publish(RUN, events(5), settled=True)
+        assert await whole(first) == [*events(1, 2), DONE]
+        assert await whole(submits) == [*events(3, 4), DONE]
+
+    async def test_a_late_viewer_passes_over_the_waits_of_a_run_that_went_on(self) -> None:
+        bus = make_bus()
+        begun(bus, count=2, settled=True)
+        bus.publish(RUN, events(3))
+        late = bus.resume(RUN, None)
+        assert at_once(late) == events(1, 2, 3)
+        bus.publish(RUN, events(4), settled=True)
+        assert at_once(late) == [event(4), DONE]
+
+    async def test_a_late_viewer_of_a_run_that_still_waits_is_not_kept(self) -> None:
+        bus = make_bus()
+        begun(bus, count=2, settled=True)
+        assert await whole(bus.resume(RUN, None)) == [*events(1, 2), DONE]
+
+    async def test_a_prelude_comes_first_and_may_be_all(self) -> None:
+        bus = make_bus()
+        begun(bus, count=1)
+        goes_on, over = bus.attach(RUN), bus.attach(RUN)
+        goes_on.begin(events(7, 8), over=False)
+        over.begin(events(9), over=True)
+        bus.publish(RUN, events(2), settled=True)
+        assert await whole(goes_on) == [*events(7, 8, 2), DONE]
+        assert await whole(over) == [event(9), DONE]
 
 
-async def test_a_viewer_goes_on_after_the_event_it_names() -> None:
-    bus = _bus()
-    bus.publish("run_a", _events("a", "b", "c"), first=True)
-    ids = _ids(bus.resume("run_a", None))
-    assert len(set(ids)) == 3
-    assert _ready(bus.resume("run_a", ids[0])) == ["b", "c"]
-    assert _ready(bus.resume("run_a", ids[2])) == []
+class TestResume:
+    """Whoever comes back with the id of the last event it saw misses none and sees none twice."""
+
+    async def test_from_every_id(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus, count=6)
+        ids = [found[0] for _ in range(6) if (found := viewer.ready()) is not None]
+        assert len(set(ids)) == 6
+        bus.publish(RUN, events(7), settled=True)
+        for seen, id in enumerate(ids, start=1):
+            assert await whole(bus.resume(RUN, id)) == [*events(*range(seen + 1, 8)), DONE]
+        assert await whole(bus.resume(RUN, None)) == [*events(*range(1, 8)), DONE]
+
+    async def test_ids_go_on_where_they_were(self) -> None:
+        bus = make_bus()
+        first = begun(bus, count=3)
+        ids = [found[0] for _ in range(3) if (found := first.ready()) is not None]
+        again = bus.resume(RUN, ids[0])
+        assert again is not None
+        got = [again.ready() for _ in range(2)]
+        assert [found and found[0] for found in got] == ids[1:]
+
+    async def test_a_prelude_is_seen_whole_or_comes_again(self) -> None:
+        """Whose connection breaks inside of it gets the state once more; who has all of it goes on from there."""
+        bus = make_bus()
+        begun(bus, count=3)
+        viewer = bus.attach(RUN)
+        viewer.begin(events(90, 91), over=False)
+        bus.publish(RUN, events(4))
+        inside, end, after = [found[0] for _ in range(3) if (found := viewer.ready()) is not None]
+        assert bus.resume(RUN, inside) is None
+        assert at_once(bus.resume(RUN, end)) == events(4)
+        assert at_once(bus.resume(RUN, after)) == []
+
+    @pytest.mark.parametrize(
+        "id", ["", "-", "5", "other-1", "nonsense", "{epoch}-", "{epoch}-x", "{epoch}--1", "{epoch}-99"]
+    )
+    async def test_an_id_that_is_not_kept_is_said_so(self, id: str) -> None:
+        bus = make_bus()
+        begun(bus, count=3)
+        epoch = bus.id_of(1).partition("-")[0]
+        assert bus.resume(RUN, id.format(epoch=epoch)) is None
+
+    async def test_ids_of_another_process_are_not_taken_for_ours(self) -> None:
+        before = make_bus()
+        clock.advance(1)
+        bus = make_bus()
+        begun(bus, count=3)
+        assert bus.resume(RUN, before.id_of(1)) is None
+        assert bus.resume(RUN, bus.id_of(1)) is not None
+
+    async def test_an_unknown_run_is_said_so(self) -> None:
+        bus = make_bus()
+        assert bus.resume("run_unknown", None) is None
+        assert bus.resume("run_unknown", bus.id_of(1)) is None
+
+    async def test_a_run_that_was_not_created_leaves_nothing(self) -> None:
+        bus = make_bus()
+        viewer = begun(bus)
+        bus.drop(RUN)
+        viewer.close()
+        bus.drop(RUN)
+        assert bus.resume(RUN, None) is None
+        assert (bus._channels, bus._size) == ({}, 0)
 
 
-@pytest.mark.parametrize("wrong", ["", "nonsense", "x-1", "{epoch}-", "{epoch}--1", "{epoch}-4"])
-async def test_an_id_that_was_never_given_is_not_kept(wrong: str) -> None:
-    bus = _bus()
-    bus.publish("run_a", _events("a", "b", "c"), first=True)
-    epoch = bus.id_of(1).partition("-")[0]
-    assert bus.resume("run_a", wrong.format(epoch=epoch)) is None
-    assert bus.resume("run_unknown", None) is None
+class TestBeginnings:
+    """A channel that was opened in the middle of a run (by a server that came after the one that began it) is not its
+    beginning, and nobody who saw the beginning is taken for one who saw this."""
+
+    async def test_the_middle_is_no_beginning(self) -> None:
+        bus = make_bus()
+        bus.publish(RUN, events(5))
+        assert bus.resume(RUN, None) is None
+        assert bus.resume(RUN, bus.id_of(0)) is None
+        late = bus.attach(RUN)
+        bus.publish(RUN, events(6), settled=True)
+        assert await whole(late) == [event(6), DONE]
+
+    async def test_events_without_a_viewer_can_be_the_beginning(self) -> None:
+        bus = make_bus()
+        bus.publish(RUN, events(1), first=True)
+        assert at_once(bus.resume(RUN, None)) == events(1)
+
+    async def test_ids_are_not_given_again_when_a_channel_was_forgotten(self) -> None:
+        bus = make_bus(seconds=10)
+        viewer = begun(bus, count=3, settled=True)
+        ids = [found[0] for _ in range(3) if (found := viewer.ready()) is not None]
+        viewer.close()
+        clock.advance(11)
+        begun(bus, "run_other", count=1)  # whoever publishes next tidies up
+        assert bus.resume(RUN, ids[-1]) is None
+        bus.publish(RUN, events(4, 5, 6, 7, 8))
+        assert all(bus.resume(RUN, id) is None for id in ids), "it missed nothing that it could be given"
+
+    async def test_a_late_viewer_of_a_run_that_is_over_leaves_nothing_behind(self) -> None:
+        bus = make_bus()
+        for _ in range(2):
+            assert bus.resume(RUN, None) is None
+            viewer = bus.attach(RUN)
+            viewer.begin(events(9), over=True)
+            assert await whole(viewer) == [event(9), DONE]
+        assert not bus._channels
 
 
-async def test_a_channel_that_begins_in_the_middle_is_no_beginning() -> None:
-    bus = _bus()
-    bus.publish("run_a", _events("in_progress"))  # of a run that a server before this one began
-    assert bus.resume("run_a", None) is None
-    assert bus.resume("run_a", bus.id_of(0)) is None
-    late = bus.attach("run_a")
-    bus.publish("run_a", _events("completed"), settled=True)
-    assert _ready(late) == ["completed", "DONE"]
+class TestRetention:
+    """Events of runs that settled are kept for a while; of those that go on, as much as there is room for."""
+
+    async def test_what_settled_is_forgotten_after_its_time(self) -> None:
+        bus = make_bus(seconds=60)
+        begun(bus, "run_old", count=1, settled=True).close()
+        clock.advance(40)
+        begun(bus, "run_newer", count=1, settled=True).close()
+        old = bus.resume("run_old", None)
+        assert old is not None
+        old.close()
+        clock.advance(21)
+        begun(bus, "run_last", count=1, settled=True).close()
+        assert bus.resume("run_old", None) is None
+        assert bus.resume("run_newer", None) is not None
+
+    async def test_a_run_that_goes_on_does_not_age(self) -> None:
+        bus = make_bus(seconds=60)
+        begun(bus, count=1).close()
+        clock.advance(1000)
+        begun(bus, "run_other", count=1, settled=True).close()
+        assert at_once(bus.resume(RUN, None)) == events(1)
+
+    async def test_a_run_that_went_on_after_its_wait_does_not_age(self) -> None:
+        bus = make_bus(seconds=60)
+        begun(bus, count=1, settled=True).close()
+        bus.publish(RUN, events(2))
+        clock.advance(1000)
+        begun(bus, "run_other", count=1, settled=True).close()
+        assert at_once(bus.resume(RUN, None)) == events(1, 2)
+
+    async def test_too_much_goes_oldest_first(self) -> None:
+        bus = make_bus(size=10_000)
+        for n in range(20):
+            begun(bus, f"run_{n}", count=1, size=1000, settled=True).close()
+        kept = [n for n in range(20) if bus.resume(f"run_{n}", None) is not None]
+        assert bus._size == sum(channel.size for channel in bus._channels.values()) <= 10_000
+        assert 5 <= len(kept) <= 9
+        assert kept == list(range(20 - len(kept), 20))
+
+    async def test_small_events_count_with_what_they_cost(self) -> None:
+        bus = make_bus(size=10_000)
+        begun(bus, "run_many", count=1000, settled=True).close()
+        begun(bus, "run_last", count=1, settled=True).close()
+        assert bus.resume("run_last", None) is not None
+        assert bus.resume("run_many", None) is None, "a thousand events of some forty bytes are more than 10,000"
+
+    async def test_what_somebody_looks_at_is_kept(self) -> None:
+        bus = make_bus(size=5_000, seconds=60)
+        slow = begun(bus, "run_watched", count=3, size=1000, settled=True)
+        for n in range(10):
+            begun(bus, f"run_{n}", count=1, size=1000, settled=True).close()
+        clock.advance(1000)
+        begun(bus, "run_last", count=1, settled=True).close()
+        assert len(await whole(slow)) == 4
+
+    async def test_a_long_run_that_nobody_looks_at_loses_its_older_half(self) -> None:
+        bus = make_bus(size=10_000)
+        viewer = begun(bus, count=1)
+        found = viewer.ready()
+        assert found is not None
+        first_id = found[0]
+        viewer.close()
+        for n in range(2, 40):
+            bus.publish(RUN, [event(n, 1000)])
+        assert bus.resume(RUN, first_id) is None, "it is said so, instead of leaving a gap"
+        assert bus.resume(RUN, None) is None
+        assert bus._size <= 10_000
+        assert at_once(bus.resume(RUN, bus.id_of(38))) == [event(39, 1000)], "the newest are kept"
+        stays = bus.attach(RUN)
+        bus.publish(RUN, events(40), settled=True)
+        assert await whole(stays) == [event(40), DONE]
+
+    async def test_a_viewer_of_a_long_run_misses_nothing(self) -> None:
+        bus = make_bus(size=5_000)
+        viewer = begun(bus)
+        for n in range(1, 40):
+            bus.publish(RUN, [event(n, 1000)])
+        bus.publish(RUN, [], settled=True)
+        assert await whole(viewer) == [*(event(n, 1000) for n in range(1, 40)), DONE]
 
 
-async def test_a_late_viewer_of_a_finished_run_never_waits() -> None:
-    bus = _bus()
-    for _ in range(2):
-        assert bus.resume("run_a", None) is None
-        viewer = bus.attach("run_a")
-        viewer.begin(_events("completed"), over=True)
-        assert _ready(viewer) == ["completed", "DONE"]
-    assert not bus._channels, "and nothing is left of it"
+class TestWorkers:
+    async def test_a_poke_wakes_the_worker(self) -> None:
+        bus = make_bus()
+        assert not bus.alarm.is_set()
+        bus.poke()
+        assert bus.alarm.is_set()
 
-
-async def test_ids_are_not_given_again_when_a_channel_was_forgotten() -> None:
-    bus = _bus(seconds=10)
-    bus.publish("run_a", _events("a", "b", "c"), first=True)
-    last = _ids(bus.resume("run_a", None))[-1]
-    bus.publish("run_a", [], settled=True)
-    clock.advance(11)
-    bus.publish("run_b", _events("x"), first=True)  # whoever publishes next tidies up
-    assert bus.resume("run_a", last) is None
-    bus.publish("run_a", _events("d", "e", "f", "g", "h"))
-    assert bus.resume("run_a", last) is None, "it missed nothing that it could be given"
-
-
-async def test_the_end_of_the_prelude_has_an_id_to_go_on_from_and_its_inside_has_none() -> None:
-    bus = _bus()
-    bus.publish("run_a", _events("in_progress"))
-    viewer = bus.attach("run_a")
-    viewer.begin(_events("now", "then"), over=False)
-    ids = _ids(viewer)
-    bus.publish("run_a", _events("completed"), settled=True)
-    assert bus.resume("run_a", ids[0]) is None
-    assert _ready(bus.resume("run_a", ids[1])) == ["completed", "DONE"]
-
-
-async def test_old_and_big_channels_go_and_watched_ones_stay() -> None:
-    bus = _bus(seconds=10, size=2000)
-    bus.publish("run_old", _events("a"), first=True, settled=True)
-    bus.publish("run_watched", _events("a"), first=True, settled=True)
-    viewer = bus.resume("run_watched", None)
-    clock.advance(11)
-    for number in range(50):
-        bus.publish(f"run_{number}", _events("x" * 50), first=True, settled=True)
-    assert bus.resume("run_old", None) is None
-    assert _ready(viewer) == ["a", "DONE"]
-    assert bus._size <= 2000 + 400
-    assert bus._size == sum(channel.size for channel in bus._channels.values())
-
-
-async def test_a_run_that_talks_without_end_keeps_its_newest_events() -> None:
-    bus = _bus(size=4000)
-    bus.publish("run_a", _events("created"), first=True)
-    for number in range(200):
-        bus.publish("run_a", _events(f"e{number}"))
-    assert bus._size <= 4000 + 400
-    assert bus.resume("run_a", None) is None
-    newest = bus.resume("run_a", bus.id_of(200))
-    assert _ready(newest) == ["e199"]
-
-
-async def test_a_run_that_was_not_created_leaves_nothing() -> None:
-    bus = _bus()
-    viewer = bus.subscribe("run_a", fresh=True)
-    viewer.close()
-    viewer.close()
-    bus.drop("run_a")
-    assert not bus._channels
-    assert bus._size == 0
-
-
-async def test_signal_reaches_listeners_and_wakes_the_worker() -> None:
-    bus = _bus()
-    heard: list[str] = []
-    bus.listeners.append(heard.append)
-    bus.signal("run_a")
-    assert heard == ["run_a"]
-    assert bus.alarm.is_set()
-    bus.alarm.clear()
-    bus.poke()
-    assert bus.alarm.is_set()
-    assert heard == ["run_a"]
+    async def test_a_signal_names_the_run_and_wakes_the_worker(self) -> None:
+        bus = make_bus()
+        heard: list[str] = []
+        bus.listeners.append(heard.append)
+        bus.signal(RUN)
+        assert heard == [RUN]
+        assert bus.alarm.is_set()

@@ -1,5 +1,6 @@
 """What the model sees of a thread and of the run itself, and what it is told besides."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,34 @@ class TestOrder:
         texts = [str(n) for n in range(1203)]
         thread = await thread_of(store, *texts)
         assert [content for _, content in seen(await asked(store, thread))] == texts
+
+    async def test_others_have_their_turn_while_a_long_thread_is_read(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(context, "_CHUNK", 5)
+        run, claimed = await begin(store, await thread_of(store, *(str(n) for n in range(40))))
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        call = await build(store, run, claimed)
+        task.cancel()
+        assert [content for _, content in seen(call)] == [str(n) for n in range(40)]
+        assert turns >= 8
+
+    @pytest.mark.behaviour("RUN-08")
+    async def test_additional_messages_come_after_the_threads(self, store: Store) -> None:
+        run = make_run(await thread_of(store, "One."))
+        more = [make_message(run.thread_id, text) for text in ("Two.", "Three.")]
+        await store.runs.create(WORKSPACE, run, RunSpec(), more)
+        (claimed,) = await store.runs.claim("worker", 1, 60)
+        call = await build(store, run, claimed)
+        assert seen(call) == [("user", "One."), ("user", "Two."), ("user", "Three.")]
 
     @pytest.mark.behaviour("LOCK-08")
     async def test_a_deleted_message_is_not_seen(self, store: Store) -> None:

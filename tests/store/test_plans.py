@@ -66,7 +66,7 @@ PLANS = {
     "runs._HISTORY": "ix_messages_thread_id_place_position (thread_id=? AND place>? AND place<?)",
     "runs._DROP_STEP": "steps key (id=?)",
     "runs._DROP_MESSAGE": "messages key (id=?)",
-    "runs._MESSAGES_OF": "ix_messages_run_id (run_id=?)",
+    "runs._MESSAGES_OF": "ix_messages_run (thread_id=? AND run_id=?); runs key (id=?)",
     "runs._OPEN_CALLS": "ix_steps_run_id_position (run_id=?)",
     "runs._ACTIVE_OF_ALL": "ix_runs_due (due>?)",
     "threads._BODY": "threads key (id=?)",
@@ -97,15 +97,12 @@ LISTS = {
     ("runs._LIST", ""): "ix_runs_thread_id_position (thread_id=?)",
     ("runs._STEP_LIST", ""): "ix_steps_run_id_position (run_id=?)",
     ("threads._MESSAGES", ""): "ix_messages_thread_id_position (thread_id=?)",
-    ("threads._MESSAGES", "run_id"): "ix_messages_run_id (run_id=?)",
+    ("threads._MESSAGES", "run_id"): "ix_messages_run (thread_id=? AND run_id=?)",
     ("threads._LIST", ""): "ix_threads_workspace_position (workspace=?)",
     ("threads._LIST", "k0 v0"): "t0 key (workspace=? AND key=? AND value=?)",
     ("threads._LIST", "k0 k1 v0 v1"): "t0 key (workspace=? AND key=? AND value=?)",
     ("threads._LIST", "k0 k1 k2 v0 v1 v2"): "t0 key (workspace=? AND key=? AND value=?)",
 }
-WALKS_A_THREAD = pytest.mark.xfail(
-    strict=True, reason="with one cursor, messages of a run are looked for among all of the thread's"
-)
 
 
 def _rooms() -> Iterator[tuple[str, Any]]:
@@ -193,7 +190,7 @@ def test_what_may_walk_is_short_by_nature(connection: Connection, name: str) -> 
 
 @pytest.mark.parametrize(
     ("listing", "filters"),
-    [pytest.param(*form, marks=WALKS_A_THREAD if form == ("threads._MESSAGES", "run_id") else ()) for form in LISTS],
+    list(LISTS),
 )
 def test_every_form_of_a_list_is_one_search_in_order(connection: Connection, listing: str, filters: str) -> None:
     for descending, low, high in product((False, True), repeat=3):

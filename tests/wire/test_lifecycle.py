@@ -292,10 +292,8 @@ def test_the_diagram_shows_every_transition_and_nothing_else() -> None:
     assert arrows == wanted | ends | {("[*]", "queued", "create")}
 
 
-def test_the_documentation_says_every_verb_and_status() -> None:
+def test_the_documentation_explains_every_verb_and_names_every_status() -> None:
     prose = re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL)
-    table = re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|", prose, re.MULTILINE)
-    said = {
-        verb: (set(re.findall(r"`(\w+)`", sources)), re.findall(r"`(\w+)`", target)) for verb, sources, target in table
-    }
-    assert said == {verb: (set(t.sources), [t.target]) for verb, t in RUN.items()}
+    explained = re.findall(r"^\| `(\w+)` \| (.{20,}) \|$", prose, re.MULTILINE)
+    assert {verb for verb, _ in explained} == RUN.keys()
+    assert all(f"`{status}`" in prose for status in lifecycle.ACTIVE)

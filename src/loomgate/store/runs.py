@@ -117,7 +117,14 @@ _HISTORY = Statement(
 _INSERT_STEP = Statement(sa.insert(_s))
 _DROP_STEP = Statement(sa.delete(_s).where(_s.c.id == _key))
 _DROP_MESSAGE = Statement(sa.delete(_m).where(_m.c.id == _key))
-_MESSAGES_OF = Statement(sa.select(_m.c.body).where(_m.c.run_id == _key).order_by(_m.c.position))
+_MESSAGES_OF = Statement(
+    sa.select(_m.c.body)
+    .where(
+        _m.c.thread_id == sa.select(_r.c.thread_id).where(_r.c.id == _key).scalar_subquery(),
+        _m.c.run_id == _key,
+    )
+    .order_by(_m.c.position)
+)
 _OPEN_CALLS = Statement(
     sa.select(_s.c.body, _s.c.usage)
     .where(_s.c.run_id == _key, _s.c.status == sa.literal_column("'in_progress'"))

@@ -127,7 +127,8 @@ messages = sa.Table(
     _blob("body"),
     sa.Index(None, "thread_id", "position", unique=True),
     sa.Index(None, "thread_id", "place", "position"),
-    sa.Index("ix_messages_run_id", "run_id", "position", sqlite_where=sa.text("run_id IS NOT NULL")),
+    # With the thread in front, or SQLite would rather walk the thread in order than look for the run.
+    sa.Index("ix_messages_run", "thread_id", "run_id", "position", sqlite_where=sa.text("run_id IS NOT NULL")),
 )
 
 runs = sa.Table(

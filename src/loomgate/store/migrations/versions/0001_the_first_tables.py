@@ -80,7 +80,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_messages"),
     )
     op.create_index(
-        "ix_messages_run_id", "messages", ["run_id", "position"], sqlite_where=sa.text("run_id IS NOT NULL")
+        "ix_messages_run", "messages", ["thread_id", "run_id", "position"], sqlite_where=sa.text("run_id IS NOT NULL")
     )
     op.create_index("ix_messages_thread_id_place_position", "messages", ["thread_id", "place", "position"])
     op.create_index("ix_messages_thread_id_position", "messages", ["thread_id", "position"], unique=True)
