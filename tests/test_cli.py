@@ -1,5 +1,6 @@
 """The command line as its users run it: a process, its two outputs and its exit code."""
 
+import json
 import os
 import re
 import subprocess
@@ -194,17 +195,18 @@ def test_doctor_shows_routes_and_webhooks_but_no_secret(tmp_path: Path) -> None:
 
 
 @contextmanager
-def endpoint(status: int) -> Generator[tuple[str, list[tuple[str, str | None, bytes]]]]:
-    """A model endpoint that answers everything with ``status``: its address, and the calls it got."""
+def endpoint(status: int, answer: bytes = b"") -> Generator[tuple[str, list[tuple[str, str | None, bytes]]]]:
+    """A model endpoint that answers everything with ``status``: its address, and the calls it got (with which key)."""
     calls: list[tuple[str, str | None, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            calls.append((self.path, self.headers["authorization"], body))
+            calls.append((self.path, self.headers["authorization"] or self.headers["x-goog-api-key"], body))
             self.send_response(status)
-            self.send_header("content-length", "0")
+            self.send_header("content-length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -241,6 +243,25 @@ def test_doctor_says_what_an_endpoint_answers(tmp_path: Path, status: int, state
     assert "hush" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("status", "reason", "state", "words"),
+    [
+        (400, "CONTENTS_MISSING", "ok", "is reachable"),
+        (404, "MODEL_NOT_FOUND", "ok", "is reachable"),
+        (400, "API_KEY_INVALID", "problem", "refused the key (400)"),
+    ],
+)
+def test_doctor_understands_google(tmp_path: Path, status: int, reason: str, state: str, words: str) -> None:
+    """The model is a part of the address there, and a wrong key is a 400."""
+    said = json.dumps({"error": {"code": status, "message": "No.", "details": [{"reason": reason}]}}).encode()
+    with endpoint(status, said) as (url, calls):
+        (tmp_path / "loomgate.toml").write_text(f'providers.google = {{base_url = "{url}", api_key = "env:KEY"}}')
+        done = loomgate(tmp_path, "doctor", KEY="AIza-hush")
+    assert re.search(rf"^  {state} +Provider +google: {url} .*{re.escape(words)}", done.stdout, re.MULTILINE)
+    assert calls == [("/v1beta/models/none:streamGenerateContent?alt=sse", "AIza-hush", b"{}")]
+    assert "hush" not in done.stdout
+
+
 def test_doctor_says_that_nothing_answers_and_what_a_provider_lacks(tmp_path: Path) -> None:
     (tmp_path / "loomgate.toml").write_text("""
         providers.gone = {vendor = "openai-compatible", base_url = "http://127.0.0.1:1/v1"}
@@ -272,7 +293,7 @@ def test_doctor_signs_what_it_sends_to_aws(tmp_path: Path) -> None:
     assert f"bedrock: {url} is reachable" in done.stdout
     assert "providers.openai.region: expected nothing, since the vendor `openai` has no region" in done.stdout
     ((path, authorization, body),) = calls
-    assert (path, body) == ("/model/loomgate.doctor/converse-stream", b"{}")
+    assert (path, body) == ("/model/none/converse-stream", b"{}")
     assert (authorization or "").startswith("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/")
     assert "hush" not in done.stdout
 

@@ -139,6 +139,14 @@ def test_what_kubernetes_says_about_a_service_is_no_setting() -> None:
             "providers.a.api_key: expected no key beside aws_access_key_id, found one",
         ),
         ("providers.a.region = 'eu/west'", "providers.a.region: expected a name of up to 64"),
+        (
+            "providers.a.api_key = 'file:nope'",
+            "providers.a.api_key: expected a file that can be read, found nope: No such",
+        ),
+        (
+            "providers.a.api_key = 'file:/dev/null'",
+            "providers.a.api_key: expected a file that holds it, found an empty",
+        ),
         ("virtual_keys.a = {}", "virtual_keys.a.provider: expected a name of up to 64"),
         ("webhooks = [{url = 'http://x'}]", "webhooks[0].secret: expected text, found nothing"),
         (f"webhooks = [{{url = 'x', secret = '{WHSEC}'}}]", "webhooks[0].url: expected an http:// or https:// address"),

@@ -88,7 +88,7 @@ async def running(
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
-    """The providers of ``settings`` as the gateway wants them. Raises `SettingError` as `provider_config` does."""
+    """The providers of ``settings`` as the gateway wants them. Raises `SettingError`."""
     default = settings.default_provider
     return GatewayConfig(
         providers={name: provider_config(provider) for name, provider in settings.providers.items()},
@@ -99,14 +99,15 @@ def gateway_config(settings: Settings) -> GatewayConfig:
 def provider_config(provider: Provider) -> ProviderConfig:
     """``provider`` as the gateway wants it. Raises `SettingError` for a setting that its vendor has no use for."""
     vendor = CATALOGUE.get(provider.vendor)
-    for name in ("region", "aws_access_key_id"):
-        if getattr(provider, name) and vendor is not None and name not in vendor.takes:
-            expected = f"nothing, since the vendor `{vendor.name}` has no {name}"
-            raise SettingError(f"providers.{provider.name}.{name}", expected, "a value")
+    for name in ("project", "region", "aws_access_key_id"):
+        if (value := getattr(provider, name)) and vendor is not None and name not in vendor.takes:
+            key, found = f"providers.{provider.name}.{name}", repr(value)
+            raise SettingError(key, f"nothing, since the vendor `{vendor.name}` has no {name}", found)
     return ProviderConfig(
         vendor=provider.vendor,
         base_url=provider.base_url or None,
         api_key=provider.api_key.reveal() or None,
+        project=provider.project or None,
         region=provider.region or None,
         aws=_aws_keys(provider),
         models=provider.models,
@@ -164,8 +165,9 @@ def serve(settings: Settings) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    # What uvicorn says of its own life is said here in one line.
+    # What uvicorn says of its own life is said here in one line; that it ends streams at a stop is no error.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown exceeded" not in record.getMessage())
     listening = listen(settings.host, settings.port)
     loop_factory = None
     if sys.platform != "win32":

@@ -223,7 +223,8 @@ def _say(line: str) -> None:
 def _ask_secret(what: str, *, from_stdin: bool) -> str:
     """A secret from standard input or the terminal: never from the arguments, which every user of the machine sees."""
     if from_stdin:
-        secret = sys.stdin.readline()
+        # A terminal ends it with a line; a pipe or a file may hold several, as a service account's key file does.
+        secret = sys.stdin.readline() if sys.stdin.isatty() else sys.stdin.read()
     elif sys.stdin.isatty():
         import getpass
 

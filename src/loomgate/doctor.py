@@ -9,6 +9,7 @@ carried out is a finding too.
 
 import asyncio
 import os
+import re
 import shutil
 import stat
 import sys
@@ -26,6 +27,8 @@ from loomgate.settings import Provider, Settings, find_file, load
 State = Literal["ok", "note", "problem"]
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PATIENCE = 5.0  # seconds for a provider's answer
+_NO_MODEL = "none"  # where the model is a part of the address
+_LONGEST_ANSWER = 64 * 1024
 _MIB = 1024 * 1024
 
 
@@ -248,6 +251,7 @@ async def _reach(provider: Provider) -> Finding:
     from loomgate.app import provider_config
     from loomgate.gateway.chat import dialect_of, target_of
     from loomgate.providers.catalogue import CATALOGUE
+    from loomgate.providers.service_account import AccessTokens
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
 
@@ -266,26 +270,33 @@ async def _reach(provider: Provider) -> Finding:
         target = target_of(row, base, provider_config(provider))
     except SettingError as error:
         return Finding("problem", "Provider", f"{name}: {error}", "correct the settings")
-    # Where the address names a model, one that no vendor has.
-    call = replace(dialect_of(row).request(Chat(model="loomgate.doctor", messages=[]), target), body=b"{}")
-    if target.auth is not None:
-        call = target.auth(call)
     site = _site(target.base_url)
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:
+        if row.auth == "service_account":
+            target = await AccessTokens(transport).opened(target, patience, trusted=True)
+        call = replace(dialect_of(row).request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
+        if target.auth is not None:
+            call = target.auth(call)
         async with await transport.send(call, patience) as reply:
-            return _answered(name, site, reply.status)
+            said = dialect_of(row).error(reply.status, reply.headers, await reply.read(_LONGEST_ANSWER))
+        if reply.status == 404 and _NO_MODEL in re.split("[/:]", call.url):
+            return _answered(name, site, 400)  # what is not there is the model, as expected
+        return _answered(name, site, reply.status, refused=said.kind == "auth")
     except ProviderError as error:
+        if error.kind == "auth":
+            return Finding("problem", "Provider", f"{name}: {error.message}", "replace its api_key")
         todo = "check base_url and this machine's network"
         return Finding("problem", "Provider", f"{name}: {site} is not reachable: {error.message}", todo)
     finally:
         await transport.close()
 
 
-def _answered(name: str, site: str, status: int) -> Finding:
-    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``."""
-    if status in (401, 403):
+def _answered(name: str, site: str, status: int, *, refused: bool = False) -> Finding:
+    """What the ``status`` of the answer to an empty call says about provider ``name`` at ``site``; ``refused`` tells
+    whether it is about the key, for which some vendors have a 400."""
+    if refused:
         return Finding("problem", "Provider", f"{name}: {site} refused the key ({status})", "replace its api_key")
     if status < 400 or status in (404, 405):
         words = f"{name}: {site} is reachable, but nothing there takes chat completions ({status})"

@@ -130,22 +130,22 @@ async def test_what_cannot_be_routed() -> None:
     error = await failure(gateway, "Hi", model="gpt-4o")
     assert error.kind == "model_not_found"
     assert "'gpt-4o' does not exist" in error.message
-    assert gateway.knows("scripted", DEFAULT)
-    assert gateway.knows("scripted-big", DEFAULT)
-    assert not gateway.knows("gpt-4o", DEFAULT)
-    assert not gateway.knows("scriptedly", DEFAULT)
+    assert gateway.refusal("scripted", DEFAULT) is None
+    assert gateway.refusal("scripted-big", DEFAULT) is None
+    assert gateway.refusal("gpt-4o", DEFAULT) is not None
+    assert gateway.refusal("scriptedly", DEFAULT) is not None
     for name, known in (("nobody", False), ("openai", False), ("ollama", True), ("openai-compatible", False)):
-        assert gateway.knows("m", Upstream(kind="provider", name=name)) is known
+        assert (gateway.refusal("m", Upstream(kind="provider", name=name)) is None) is known
         if not known:
             await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))
-    assert gateway.knows("m", Upstream(kind="virtual_key", name="x"))
+    assert gateway.refusal("m", Upstream(kind="virtual_key", name="x")) is None
     p = ProviderConfig(vendor="groq", api_key="k")
     one = GatewayConfig(providers={"p": p}, default="p", scripted=False)
-    assert Gateway(one).knows("anything", DEFAULT)
-    assert Gateway(one).knows("scripted", DEFAULT)
-    assert not Gateway(GatewayConfig(providers={"p": p})).knows("anything", DEFAULT)
+    assert Gateway(one).refusal("anything", DEFAULT) is None
+    assert Gateway(one).refusal("scripted", DEFAULT) is None
+    assert Gateway(GatewayConfig(providers={"p": p})).refusal("anything", DEFAULT) is not None
     for wrong in (ProviderConfig(vendor="nonsense"), ProviderConfig(vendor="ollama", base_url="localhost:11434")):
-        assert not Gateway(GatewayConfig(providers={"p": wrong}, default="p")).knows("m", DEFAULT)
+        assert Gateway(GatewayConfig(providers={"p": wrong}, default="p")).refusal("m", DEFAULT) is not None
 
 
 async def test_a_stored_key_is_resolved_for_the_workspace(endpoint: ModelEndpoint) -> None:

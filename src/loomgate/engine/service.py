@@ -100,9 +100,9 @@ class Engine:
         """How many runs this process is driving."""
         return self._worker.active
 
-    def knows(self, model: str, upstream: Upstream) -> bool:
-        """Can a run with ``model`` be routed to ``upstream`` at all (RUN-16)? No I/O."""
-        return self._gateway.knows(model, upstream)
+    def refusal(self, model: str, upstream: Upstream) -> str | None:
+        """Why a run with ``model`` cannot be routed to ``upstream``, or ``None`` (RUN-16). No I/O."""
+        return self._gateway.refusal(model, upstream)
 
     # Runs
 

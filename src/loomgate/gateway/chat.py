@@ -18,7 +18,9 @@ from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.cohere import Cohere
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
+from loomgate.providers.gemini import Gemini, VertexAI
 from loomgate.providers.openai import OpenAI
+from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
@@ -29,7 +31,9 @@ _DIALECTS: dict[str, Dialect] = {
     "anthropic": Anthropic(),
     "bedrock": Bedrock(),
     "cohere": Cohere(),
+    "gemini": Gemini(),
     "openai": OpenAI(),
+    "vertex-ai": VertexAI(),
 }
 
 
@@ -48,13 +52,14 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``vendor`` is a row of the catalogue; ``base_url`` replaces the row's; ``models`` are `fnmatch` patterns of the
     model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses;
-    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`. For AWS: ``aws`` keys in place
-    of ``api_key``, and the ``region`` (by default the one that ``base_url`` names, else `DEFAULT_REGION`).
+    ``project`` and ``region`` are for vendors that take them, ``aws`` are AWS keys in place of ``api_key``;
+    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`.
     """
 
     vendor: str
     base_url: str | None = None
     api_key: str | None = None
+    project: str | None = None
     region: str | None = None
     aws: AwsKeys | None = None
     models: tuple[str, ...] = ()
@@ -127,18 +132,21 @@ class Gateway:
     ) -> None:
         self._config = config
         self._transport = transport or Transport()
+        self._tokens = AccessTokens(self._transport)
         self._resolve_secret = resolve_secret
         self._dice = dice
 
-    def knows(self, model: str, upstream: Upstream) -> bool:
-        """Whether a call with ``model`` can be routed at all, without I/O; keys are looked up when it is made."""
+    def refusal(self, model: str, upstream: Upstream) -> str | None:
+        """Why a call with ``model`` cannot be routed, or ``None``. No I/O: stored keys are looked up later."""
         if self._plays(model) or upstream.kind in ("virtual_key", "sealed"):
-            return True
+            return None
         try:
             self._configured(model, upstream)
-        except ProviderError:
-            return False
-        return True
+        except ProviderError as error:
+            if error.kind == "model_not_found":
+                return error.message
+            return f"The model '{model}' cannot be used here. {error.message}"
+        return None
 
     async def chat(self, call: Chat, upstream: Upstream, workspace: str) -> AsyncGenerator[Chunk, None]:
         """Make the model call and yield its chunks, the last one a `Finish`.
@@ -163,6 +171,9 @@ class Gateway:
                 target, config = await self._target(call.model, upstream, workspace)
                 secrets, attempts = target.secrets, config.attempts or attempts
                 timeouts = config.timeouts or self._config.timeouts
+                if target.vendor.auth == "service_account":
+                    target = await self._tokens.opened(target, timeouts, trusted=upstream.kind != "sealed")
+                    secrets = (*target.secrets, *secrets)
                 dialect = dialect_of(target.vendor)
                 decoder = dialect.decoder()
                 request = dialect.request(call, target)
@@ -181,6 +192,8 @@ class Gateway:
                     await _drain(reply)
                 return
             except ProviderError as error:
+                if error.kind == "auth":
+                    self._tokens.forget(secrets[0] if secrets else None)
                 told = ProviderError(
                     error.kind,
                     masked(error.message, *secrets),
@@ -262,7 +275,10 @@ class Gateway:
 
 
 def target_of(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
-    """Where calls by ``config`` go and how they prove themselves; ``base_url`` is the configured one or the row's."""
+    """Where calls by ``config`` go and how they prove themselves; ``base_url`` is the configured one or the row's.
+
+    An AWS region is the configured one, else the one that the address names, else `DEFAULT_REGION`.
+    """
     auth = None
     if vendor.auth == "aws":
         region = config.region or region_of(base_url) or DEFAULT_REGION
@@ -274,6 +290,8 @@ def target_of(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
         base_url=base_url,
         api_key=None if auth else config.api_key,
         auth=auth,
+        project=config.project,
+        region=config.region,
         drop=config.drop,
         headers=config.headers,
     )

@@ -20,9 +20,9 @@ def find(type: type[Any], value: object) -> ApiError | None:
     return _find(shapes.type_info(type), value, "")
 
 
-def shortened(text: str) -> str:
-    """``text`` as an error may repeat it."""
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """``text`` as an error may repeat it: at most ``longest`` characters of it."""
+    return text if len(text) <= longest else text[:longest] + "…"
 
 
 def missing(param: str) -> ApiError:

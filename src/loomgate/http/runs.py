@@ -58,12 +58,9 @@ async def _composed(call: Call, request: CreateRun | CreateThreadAndRun, thread_
     settings = call.settings
     run = compose.run(request, thread_id, assistant, now=clock.timestamp(), ttl=settings.run_ttl_seconds)
     upstream = call.caller.upstream
-    if not call.engine.knows(run.model, upstream):
-        raise bad_request(  # RUN-16
-            f"The model '{shortened(run.model)}' does not exist or no provider of this server offers it.",
-            "model",
-            "model_not_found",
-        )
+    refusal = call.engine.refusal(run.model, upstream)
+    if refusal is not None:
+        raise bad_request(shortened(refusal, 500), "model", "model_not_found")  # RUN-16
     if call.caller.secret is not None:
         credential = await call.engine.store.credentials.keep(call.workspace, call.caller.secret)
         upstream = msgspec.structs.replace(upstream, credential=credential)

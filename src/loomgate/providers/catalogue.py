@@ -16,8 +16,9 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     ``base_url``: None when there is no address that all customers share, so that the operator must give one;
     ``{region}`` in it stands for the provider's region.
     ``auth``: ``bearer`` needs a key; ``optional`` sends one if there is one; ``key`` needs one that goes where the
-    dialect has it; ``aws`` needs AWS keys, with which requests are signed, or a key as bearer token.
-    ``takes``: settings of a provider that only some vendors know (``region``, ``aws_access_key_id``).
+    dialect has it; ``service_account`` needs one that may be the key file of a Google service account, which is
+    exchanged for an access token; ``aws`` needs AWS keys, with which requests are signed, or a key as bearer token.
+    ``takes``: settings of a provider that only some vendors know (``project``, ``region``, ``aws_access_key_id``).
     ``rename``: request fields under the name the endpoint knows. ``drop``: fields (our name or the renamed one)
     that it refuses. ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
     """
@@ -25,12 +26,12 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     base_url: str | None
     chat_path: str = "/chat/completions"
-    auth: Literal["bearer", "optional", "key", "aws"] = "bearer"
+    auth: Literal["bearer", "optional", "key", "service_account", "aws"] = "bearer"
     takes: frozenset[str] = frozenset()
     rename: dict[str, str] = {}
     drop: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
-    dialect: Literal["openai", "anthropic", "bedrock", "cohere"] = "openai"
+    dialect: Literal["openai", "anthropic", "bedrock", "cohere", "gemini", "vertex-ai"] = "openai"
 
 
 # Most vendors took over the dialect when the field was still called max_tokens; few know both names.
@@ -66,6 +67,21 @@ _ROWS = (
         auth="optional",
         rename=_OLD,
         drop=frozenset({"tool_choice", "parallel_tool_calls"}),
+    ),
+    Vendor(
+        name="google",
+        base_url="https://generativelanguage.googleapis.com",
+        auth="key",
+        dialect="gemini",
+        models=("gemini-*", "models/gemini-*", "tunedModels/*"),
+    ),
+    Vendor(
+        name="vertex-ai",
+        base_url="https://aiplatform.googleapis.com",
+        auth="service_account",
+        takes=frozenset({"project", "region"}),
+        dialect="vertex-ai",
+        models=("google/gemini-*", "publishers/google/models/*"),
     ),
     Vendor(name="groq", base_url="https://api.groq.com/openai/v1"),
     Vendor(name="together-ai", base_url="https://api.together.xyz", chat_path=_PATH, rename=_OLD, drop=_PLAIN_TOOLS),

@@ -40,12 +40,17 @@ class Auth(Protocol):
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint to call: the vendor's row, where it is, and with which key (never shown by ``repr``) or `Auth`."""
+    """One endpoint to call: the vendor's row, where it is, and with which key (never shown by ``repr``) or `Auth`.
+
+    ``project`` and ``region`` for the vendors that have such a thing (`Vendor.takes`).
+    """
 
     vendor: Vendor
     base_url: str
     api_key: str | None = None
     auth: Auth | None = None
+    project: str | None = None
+    region: str | None = None
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
 

@@ -31,8 +31,9 @@ _KINDS: dict[int, ProviderErrorKind] = {
     529: "overloaded",
 }
 
-# Keys as vendors write them, wherever they turn up in a message; the exact key of a call is masked as well.
+# Keys and tokens as vendors write them, wherever they turn up in a message; the exact key of a call is masked as well.
 _KEY_LIKE = re.compile(r"\b(sk|gsk|pplx|fw|xai|r8|hf|key)([-_])[A-Za-z0-9_\-]{12,}")
+_GOOGLE = re.compile(r"\b(AIza|ya29\.|AQ\.)[A-Za-z0-9_.\-]{20,}")
 _BEARER = re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/\-]{8,}=*")
 
 
@@ -111,4 +112,4 @@ def masked(text: str, *secrets: str | None) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    return _BEARER.sub("Bearer ***", _KEY_LIKE.sub(r"\1\2***", text))
+    return _BEARER.sub("Bearer ***", _KEY_LIKE.sub(r"\1\2***", _GOOGLE.sub(r"\1***", text)))

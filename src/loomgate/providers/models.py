@@ -130,10 +130,25 @@ def _claude_adaptive(off: Literal["default", "disabled", "between_tools", "never
 
 _CLAUDE_46 = _claude(1_000_000, 128_000, Thinking(mode="adaptive", efforts=("low", "medium", "high", "max")))
 
+
+def _gemini(output: int, thinking: Thinking | None, images: tuple[int, int] = (258, 6 * 258)) -> ModelFacts:
+    # The window is that of the prompt, the answer does not count against it. Pictures are tiles of 258 tokens.
+    return msgspec.structs.replace(_chat(1_048_576, output, images), thinking=thinking)
+
+
+def _gemini_level(*efforts: str) -> ModelFacts:
+    return _gemini(65_536, Thinking(mode="adaptive", efforts=efforts, off="never"), (280, 1120))
+
+
 # Family -> facts, from the vendor's model pages. The longest family that the name equals or continues with "-" or
 # ":" wins; a family that ends with "." also stands for every release after the point.
 _FAMILIES: dict[str, ModelFacts] = {
     "scripted": ModelFacts(context_window=128_000),
+    "gemini": _gemini_level("minimal", "low", "medium", "high"),  # one that is newer than this table
+    "gemini-2.0": _gemini(8192, None),
+    "gemini-2.5": _gemini(65_536, _BUDGET),
+    "gemini-3-pro": _gemini_level("low", "high"),
+    "gemini-3.1-pro": _gemini_level("low", "medium", "high"),
     "gpt-3.5-turbo": _older(16_385, 4096),
     "gpt-3.5-turbo-instruct": _older(4096, 4096),
     "gpt-3.5-turbo-0301": _older(4096, 4096),

@@ -66,11 +66,15 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     vendor: Annotated[Name, Meta(description="Row of the provider catalogue that it speaks like; left out: NAME.")]
     base_url: Annotated[str, Meta(description="Where its API begins; empty: the vendor's own address.")] = ""
     api_key: Annotated[Secret, Meta(description="The operator's key for it; empty: calls carry no key.")] = Secret()
+    project: Annotated[
+        Name,
+        Meta(description="Google Cloud project, for `vertex-ai`; empty: the one in the service account's key file."),
+    ] = ""
     region: Annotated[
         Name,
         Meta(
-            description="Where the vendor runs the model, for `bedrock`; empty: the region in `base_url`, else"
-            " `us-east-1`."
+            description="Where the vendor runs the model, for `bedrock` (empty: the region in `base_url`, else"
+            " `us-east-1`) and `vertex-ai` (empty: `global`)."
         ),
     ] = ""
     aws_access_key_id: Annotated[

@@ -1,9 +1,9 @@
 """Where the values of settings come from, and what makes one wrong: each mistake is one line that names its key.
 
 What must live here: defaults, then ``loomgate.toml``, then ``LOOMGATE_*`` environment variables, then the command line.
-What must not: opening anything but the settings file. `describe` gives the declared keys to the documentation's test.
-A key is checked by its declared type; what a type cannot say (one key against another, addresses, key material) is in
-`_check`.
+What must not: opening anything but the settings file and the files that hold secrets. `describe` gives the declared
+keys to the documentation's test. A key is checked by its declared type; what a type cannot say (one key against
+another, addresses, key material) is in `_check`.
 """
 
 import base64
@@ -261,7 +261,17 @@ def _value(hint: Any, value: object, key: str, source: str, env: Mapping[str, st
 
 
 def _secret(value: str, key: str, env: Mapping[str, str]) -> Secret:
-    """``value`` itself, or the variable that ``env:NAME`` names."""
+    """``value`` itself, or what is in the variable that ``env:NAME`` names or in the file that ``file:PATH`` names."""
+    if value.startswith("file:"):
+        path = Path(value.removeprefix("file:")).expanduser()
+        try:
+            text = path.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+            raise SettingError(key, "a file that can be read", f"{path}: {reason}") from None
+        if not text:
+            raise SettingError(key, "a file that holds it", f"an empty one: {path}")
+        return Secret(text)
     if not value.startswith("env:"):
         return Secret(value)
     variable = value.removeprefix("env:")

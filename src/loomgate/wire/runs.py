@@ -228,8 +228,8 @@ class Step(msgspec.Struct, kw_only=True):
 class RunOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Loomgate's own options of a run, in the body's ``loomgate`` member (docs/extensions.md)."""
 
-    expires_after_seconds: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
-    cancel_on_disconnect: bool | UnsetType = UNSET
+    expires_after_seconds: Annotated[int, Meta(ge=1)] | None | UnsetType = UNSET
+    cancel_on_disconnect: bool | None | UnsetType = UNSET
 
 
 class RunFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ ActiveRunRule = Literal["reject", "enqueue", "interrupt"]
 class ThreadOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Loomgate's own options of a thread, in the body's ``loomgate`` member."""
 
-    on_active_run: ActiveRunRule | UnsetType = UNSET
+    on_active_run: ActiveRunRule | None | UnsetType = UNSET
 
 
 class Thread(msgspec.Struct, kw_only=True):
