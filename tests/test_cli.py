@@ -277,6 +277,27 @@ def test_doctor_says_that_nothing_answers_and_what_a_provider_lacks(tmp_path: Pa
     assert "unknown: no vendor `unknown` in the catalogue" in done.stdout
 
 
+def test_doctor_signs_what_it_sends_to_aws(tmp_path: Path) -> None:
+    with endpoint(400) as (url, calls):
+        (tmp_path / "loomgate.toml").write_text(f"""
+            [providers.bedrock]
+            base_url = "{url}"
+            region = "eu-west-1"
+            aws_access_key_id = "AKIDEXAMPLE"
+            aws_secret_access_key = "hush"
+            [providers.openai]
+            api_key = "hush"
+            region = "eu-west-1"
+        """)
+        done = loomgate(tmp_path, "doctor")
+    assert f"bedrock: {url} is reachable" in done.stdout
+    assert "providers.openai.region: expected nothing, since the vendor `openai` has no region" in done.stdout
+    ((path, authorization, body),) = calls
+    assert (path, body) == ("/model/none/converse-stream", b"{}")
+    assert (authorization or "").startswith("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/")
+    assert "hush" not in done.stdout
+
+
 # --- the store ---
 
 

@@ -123,6 +123,23 @@ def test_what_kubernetes_says_about_a_service_is_no_setting() -> None:
         ("providers = {a = {default = true}, b = {default = true}}", "providers.b.default: expected one default"),
         ("providers.a.api_key = 'env:NOPE'", "providers.a.api_key: expected the environment variable NOPE"),
         (
+            "providers.a.aws_access_key_id = 'k'",
+            "providers.a.aws_secret_access_key: expected a key, since the one that",
+        ),
+        (
+            "providers.a.aws_secret_access_key = 'k'",
+            "providers.a.aws_access_key_id: expected a key, since the one that",
+        ),
+        (
+            "providers.a.aws_session_token = 'k'",
+            "providers.a.aws_access_key_id: expected a key, since aws_session_token",
+        ),
+        (
+            "providers.a = {api_key = 'x', aws_access_key_id = 'y', aws_secret_access_key = 'z'}",
+            "providers.a.api_key: expected no key beside aws_access_key_id, found one",
+        ),
+        ("providers.a.region = 'eu/west'", "providers.a.region: expected a name of up to 64"),
+        (
             "providers.a.api_key = 'file:nope'",
             "providers.a.api_key: expected a file that can be read, found nope: No such",
         ),

@@ -23,6 +23,7 @@ from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
@@ -98,7 +99,7 @@ def gateway_config(settings: Settings) -> GatewayConfig:
 def provider_config(provider: Provider) -> ProviderConfig:
     """``provider`` as the gateway wants it. Raises `SettingError` for a setting that its vendor has no use for."""
     vendor = CATALOGUE.get(provider.vendor)
-    for name in ("project", "region"):
+    for name in ("project", "region", "aws_access_key_id"):
         if (value := getattr(provider, name)) and vendor is not None and name not in vendor.takes:
             key, found = f"providers.{provider.name}.{name}", repr(value)
             raise SettingError(key, f"nothing, since the vendor `{vendor.name}` has no {name}", found)
@@ -108,6 +109,7 @@ def provider_config(provider: Provider) -> ProviderConfig:
         api_key=provider.api_key.reveal() or None,
         project=provider.project or None,
         region=provider.region or None,
+        aws=_aws_keys(provider),
         models=provider.models,
         attempts=provider.max_attempts,
         timeouts=Timeouts(
@@ -116,6 +118,16 @@ def provider_config(provider: Provider) -> ProviderConfig:
             idle=provider.idle_seconds,
             total=provider.total_seconds,
         ),
+    )
+
+
+def _aws_keys(provider: Provider) -> AwsKeys | None:
+    if not provider.aws_access_key_id:
+        return None
+    return AwsKeys(
+        access_key_id=provider.aws_access_key_id.reveal(),
+        secret_access_key=provider.aws_secret_access_key.reveal(),
+        session_token=provider.aws_session_token.reveal() or None,
     )
 
 
@@ -128,11 +140,11 @@ def _resolver(settings: Settings, store: Store) -> Any:
             return None if secret is None else ResolvedKey(provider=upstream.name, api_key=secret)
         declared = settings.virtual_keys.get(upstream.name)
         if declared is not None and declared.workspace == workspace:
-            key = declared.api_key
+            key, aws = declared.api_key, None
             if not key and (provider := settings.providers.get(declared.provider)) is not None:
-                key = provider.api_key
+                key, aws = provider.api_key, _aws_keys(provider)
             return ResolvedKey(
-                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None
+                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None, aws=aws
             )
         stored = await store.virtual_keys.get(workspace, upstream.name)
         if stored is None:

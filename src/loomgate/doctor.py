@@ -9,6 +9,7 @@ carried out is a finding too.
 
 import asyncio
 import os
+import re
 import shutil
 import stat
 import sys
@@ -231,10 +232,12 @@ async def _reached(settings: Settings, offline: bool) -> list[Finding]:
     providers = settings.providers.values()
     if offline:
         key = {True: "has a key", False: "has no key"}
-        return [
-            Finding("ok", "Provider", f"{p.name}: {key[bool(p.api_key)]}; not called (--offline)") for p in providers
-        ]
+        return [Finding("ok", "Provider", f"{p.name}: {key[_has_key(p)]}; not called (--offline)") for p in providers]
     return list(await asyncio.gather(*(_reach(provider) for provider in providers)))
+
+
+def _has_key(provider: Provider) -> bool:
+    return bool(provider.api_key or provider.aws_access_key_id)
 
 
 async def _reach(provider: Provider) -> Finding:
@@ -245,9 +248,9 @@ async def _reach(provider: Provider) -> Finding:
     """
     from msgspec.structs import replace
 
-    from loomgate.gateway.chat import dialect_of
+    from loomgate.app import provider_config
+    from loomgate.gateway.chat import dialect_of, target_of
     from loomgate.providers.catalogue import CATALOGUE
-    from loomgate.providers.dialect import Target
     from loomgate.providers.service_account import AccessTokens
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
@@ -260,27 +263,32 @@ async def _reach(provider: Provider) -> Finding:
     if not base:
         todo = f"give [providers.{name}] a base_url"
         return Finding("problem", "Provider", f"{name}: the vendor has no address of its own", todo)
-    if row.auth != "optional" and not provider.api_key:
+    if row.auth != "optional" and not _has_key(provider):
         todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
         return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
-    key, project, region = provider.api_key.reveal(), provider.project, provider.region
-    target = Target(vendor=row, base_url=base, api_key=key or None, project=project or None, region=region or None)
+    try:
+        target = target_of(row, base, provider_config(provider))
+    except SettingError as error:
+        return Finding("problem", "Provider", f"{name}: {error}", "correct the settings")
+    site = _site(target.base_url)
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:
         if row.auth == "service_account":
             target = await AccessTokens(transport).opened(target, patience, trusted=True)
         call = replace(dialect_of(row).request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
+        if target.auth is not None:
+            call = target.auth(call)
         async with await transport.send(call, patience) as reply:
             said = dialect_of(row).error(reply.status, reply.headers, await reply.read(_LONGEST_ANSWER))
-        if reply.status == 404 and f"/{_NO_MODEL}:" in call.url:
-            return _answered(name, _site(base), 400)  # what is not there is the model, as expected
-        return _answered(name, _site(base), reply.status, refused=said.kind == "auth")
+        if reply.status == 404 and _NO_MODEL in re.split("[/:]", call.url):
+            return _answered(name, site, 400)  # what is not there is the model, as expected
+        return _answered(name, site, reply.status, refused=said.kind == "auth")
     except ProviderError as error:
         if error.kind == "auth":
             return Finding("problem", "Provider", f"{name}: {error.message}", "replace its api_key")
         todo = "check base_url and this machine's network"
-        return Finding("problem", "Provider", f"{name}: {_site(base)} is not reachable: {error.message}", todo)
+        return Finding("problem", "Provider", f"{name}: {site} is not reachable: {error.message}", todo)
     finally:
         await transport.close()
 

@@ -13,12 +13,15 @@ from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
 from loomgate.providers.anthropic import Anthropic
+from loomgate.providers.bedrock import SIGNING_NAME, Bedrock
 from loomgate.providers.catalogue import CATALOGUE, Vendor
+from loomgate.providers.cohere import Cohere
 from loomgate.providers.dialect import Dialect, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.gemini import Gemini, VertexAI
 from loomgate.providers.openai import OpenAI
 from loomgate.providers.service_account import AccessTokens
+from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _DIALECTS: dict[str, Dialect] = {
     "anthropic": Anthropic(),
+    "bedrock": Bedrock(),
+    "cohere": Cohere(),
     "gemini": Gemini(),
     "openai": OpenAI(),
     "vertex-ai": VertexAI(),
@@ -47,8 +52,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     ``vendor`` is a row of the catalogue; ``base_url`` replaces the row's; ``models`` are `fnmatch` patterns of the
     model names that go here by default (empty: the row's own); ``drop`` adds request fields the endpoint refuses;
-    ``project`` and ``region`` are for vendors that take them; ``timeouts`` and ``attempts`` replace those of
-    `GatewayConfig` and its `Retries`.
+    ``project`` and ``region`` are for vendors that take them, ``aws`` are AWS keys in place of ``api_key``;
+    ``timeouts`` and ``attempts`` replace those of `GatewayConfig` and its `Retries`.
     """
 
     vendor: str
@@ -56,6 +61,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None
     project: str | None = None
     region: str | None = None
+    aws: AwsKeys | None = None
     models: tuple[str, ...] = ()
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
@@ -97,6 +103,7 @@ class ResolvedKey(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     api_key: str | None = None
     base_url: str | None = None
+    aws: AwsKeys | None = None
 
     def __repr__(self) -> str:
         return f"ResolvedKey(provider={self.provider!r}, base_url={self.base_url!r})"
@@ -152,7 +159,7 @@ class Gateway:
         attempt = 0
         given = False
         while True:
-            key: str | None = None
+            secrets: tuple[str | None, ...] = ()
             attempts = self._config.retries.attempts
             try:
                 if self._plays(call.model):
@@ -162,14 +169,17 @@ class Gateway:
                             yield chunk
                     return
                 target, config = await self._target(call.model, upstream, workspace)
-                key, attempts = target.api_key, config.attempts or attempts
+                secrets, attempts = target.secrets, config.attempts or attempts
                 timeouts = config.timeouts or self._config.timeouts
                 if target.vendor.auth == "service_account":
                     target = await self._tokens.opened(target, timeouts, trusted=upstream.kind != "sealed")
-                    key = target.api_key
+                    secrets = (*target.secrets, *secrets)
                 dialect = dialect_of(target.vendor)
                 decoder = dialect.decoder()
-                async with await self._transport.send(dialect.request(call, target), timeouts) as reply:
+                request = dialect.request(call, target)
+                if target.auth is not None:
+                    request = target.auth(request)
+                async with await self._transport.send(request, timeouts) as reply:
                     if reply.status != 200:
                         raise dialect.error(reply.status, reply.headers, await reply.read(_LONGEST_ERROR))
                     over = False
@@ -183,10 +193,10 @@ class Gateway:
                 return
             except ProviderError as error:
                 if error.kind == "auth":
-                    self._tokens.forget(key)
+                    self._tokens.forget(secrets[0] if secrets else None)
                 told = ProviderError(
                     error.kind,
-                    masked(error.message, key),
+                    masked(error.message, *secrets),
                     status=error.status,
                     retry_after=error.retry_after,
                 )
@@ -224,7 +234,8 @@ class Gateway:
             raise ProviderError("auth", f"The {what} '{upstream.name}' does not exist any more in this workspace.")
         config = self._config.providers.get(found.provider) or ProviderConfig(vendor=found.provider)
         # Never the operator's key: it must not travel to an address that a workspace chose, nor pay its calls.
-        config = msgspec.structs.replace(config, api_key=found.api_key, base_url=found.base_url or config.base_url)
+        base_url = found.base_url or config.base_url
+        config = msgspec.structs.replace(config, api_key=found.api_key, aws=found.aws, base_url=base_url)
         return self._made(found.provider, config)
 
     def _configured(self, model: str, upstream: Upstream) -> tuple[Target, ProviderConfig]:
@@ -258,18 +269,32 @@ class Gateway:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
         if not re.match(r"https?://[^/\s]+", base_url):
             raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
-        if vendor.auth != "optional" and not config.api_key:
+        if vendor.auth != "optional" and not config.api_key and not (vendor.auth == "aws" and config.aws):
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
-        target = Target(
-            vendor=vendor,
-            base_url=base_url,
-            api_key=config.api_key,
-            project=config.project,
-            region=config.region,
-            drop=config.drop,
-            headers=config.headers,
-        )
-        return target, config
+        return target_of(vendor, base_url, config), config
+
+
+def target_of(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
+    """Where calls by ``config`` go and how they prove themselves; ``base_url`` is the configured one or the row's.
+
+    An AWS region is the configured one, else the one that the address names, else `DEFAULT_REGION`.
+    """
+    auth = None
+    if vendor.auth == "aws":
+        region = config.region or region_of(base_url) or DEFAULT_REGION
+        base_url = base_url.replace("{region}", region)
+        if config.aws is not None:
+            auth = SigV4(keys=config.aws, region=region, service=SIGNING_NAME)
+    return Target(
+        vendor=vendor,
+        base_url=base_url,
+        api_key=None if auth else config.api_key,
+        auth=auth,
+        project=config.project,
+        region=config.region,
+        drop=config.drop,
+        headers=config.headers,
+    )
 
 
 async def _drain(reply: Reply) -> None:

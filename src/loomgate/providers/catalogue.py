@@ -13,11 +13,12 @@ import msgspec
 class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     """A model endpoint's facts.
 
-    ``base_url``: None when there is no address that all customers share, so that the operator must give one.
+    ``base_url``: None when there is no address that all customers share, so that the operator must give one;
+    ``{region}`` in it stands for the provider's region.
     ``auth``: ``bearer`` needs a key; ``optional`` sends one if there is one; ``key`` needs one that goes where the
     dialect has it; ``service_account`` needs one that may be the key file of a Google service account, which is
-    exchanged for an access token.
-    ``takes``: settings of a provider that only some vendors know (``project``, ``region``).
+    exchanged for an access token; ``aws`` needs AWS keys, with which requests are signed, or a key as bearer token.
+    ``takes``: settings of a provider that only some vendors know (``project``, ``region``, ``aws_access_key_id``).
     ``rename``: request fields under the name the endpoint knows. ``drop``: fields (our name or the renamed one)
     that it refuses. ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
     """
@@ -25,18 +26,24 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     base_url: str | None
     chat_path: str = "/chat/completions"
-    auth: Literal["bearer", "optional", "key", "service_account"] = "bearer"
+    auth: Literal["bearer", "optional", "key", "service_account", "aws"] = "bearer"
     takes: frozenset[str] = frozenset()
     rename: dict[str, str] = {}
     drop: frozenset[str] = frozenset()
     models: tuple[str, ...] = ()
-    dialect: Literal["openai", "anthropic", "gemini", "vertex-ai"] = "openai"
+    dialect: Literal["openai", "anthropic", "bedrock", "cohere", "gemini", "vertex-ai"] = "openai"
 
 
 # Most vendors took over the dialect when the field was still called max_tokens; few know both names.
 _OLD = {"max_completion_tokens": "max_tokens"}
 _PATH = "/v1/chat/completions"
 _PLAIN_TOOLS = frozenset({"parallel_tool_calls"})
+# Model ids are "<maker>.<model>", after the area of an inference profile if there is one; or they are ARNs.
+_BEDROCK = (
+    "arn:aws*:bedrock:*",
+    *(f"{area}.*.*" for area in ("us", "us-gov", "eu", "apac", "jp", "au", "ca", "global")),
+    *(f"{maker}.*" for maker in ("amazon", "anthropic", "ai21", "cohere", "deepseek", "meta", "mistral", "openai")),
+)
 
 _ROWS = (
     Vendor(
@@ -133,6 +140,24 @@ _ROWS = (
     Vendor(name="github", base_url="https://models.inference.ai.azure.com"),
     Vendor(
         name="ovhcloud", base_url="https://oai.endpoints.kepler.ai.cloud.ovh.net/v1", rename=_OLD, drop=_PLAIN_TOOLS
+    ),
+    Vendor(
+        name="bedrock",
+        base_url="https://bedrock-runtime.{region}.amazonaws.com",
+        chat_path="/model/{model}/converse-stream",
+        auth="aws",
+        takes=frozenset({"region", "aws_access_key_id"}),
+        drop=_PLAIN_TOOLS,
+        models=_BEDROCK,
+        dialect="bedrock",
+    ),
+    Vendor(
+        name="cohere",
+        base_url="https://api.cohere.ai",
+        chat_path="/v2/chat",
+        drop=_PLAIN_TOOLS,
+        models=("command-*", "c4ai-*"),
+        dialect="cohere",
     ),
 )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import msgspec
+import msgspec.structs
 
 from loomgate.errors import ProviderError
 from loomgate.providers.catalogue import Vendor
@@ -24,8 +25,22 @@ class HttpCall(msgspec.Struct, frozen=True):
         return f"HttpCall(url={self.url!r}, body=<{len(self.body)} bytes>)"
 
 
+class Auth(Protocol):
+    """Proves who is calling when a key in a header does not suffice: a step between the dialect and the transport,
+    which sees the finished request. Endpoints without one pay nothing for it."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show."""
+        ...
+
+    def __call__(self, call: HttpCall) -> HttpCall:
+        """``call`` with what proves it, as of now: do it again for every attempt."""
+        ...
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint to call: the vendor's row, where it is, and with which key (never shown by ``repr``).
+    """One endpoint to call: the vendor's row, where it is, and with which key (never shown by ``repr``) or `Auth`.
 
     ``project`` and ``region`` for the vendors that have such a thing (`Vendor.takes`).
     """
@@ -33,6 +48,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     vendor: Vendor
     base_url: str
     api_key: str | None = None
+    auth: Auth | None = None
     project: str | None = None
     region: str | None = None
     drop: frozenset[str] = frozenset()
@@ -46,6 +62,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"Target(vendor={self.vendor.name!r}, base_url={self.base_url!r})"
+
+    @property
+    def secrets(self) -> tuple[str | None, ...]:
+        """What no message may show."""
+        return (self.api_key,) if self.auth is None else (self.api_key, *self.auth.secrets)
+
+
+_DROPPABLE = frozenset(
+    "tool_choice parallel_tool_calls response_format temperature top_p max_completion_tokens reasoning_effort".split()
+)
+
+
+def undropped(call: Chat, target: Target) -> Chat:
+    """``call`` without the fields that the vendor's row or the target drops, for a dialect with names of its own."""
+    names = (target.vendor.drop | target.drop) & _DROPPABLE
+    return msgspec.structs.replace(call, **dict.fromkeys(names)) if names else call
 
 
 class Decoder(Protocol):

@@ -227,6 +227,8 @@ def _belongs(name: str, family: str) -> bool:
 @lru_cache(maxsize=1024)
 def _look_up(model: str) -> ModelFacts:
     name = model.lower().rpartition("/")[2].removeprefix("ft:")
+    for maker in ("anthropic.", "openai."):  # as Bedrock names them: "eu.anthropic.claude-…"
+        name = name.rpartition(maker)[2]
     families = [family for family in _FAMILIES if _belongs(name, family)]
     return _FAMILIES[max(families, key=len)] if families else UNKNOWN
 
@@ -234,9 +236,9 @@ def _look_up(model: str) -> ModelFacts:
 def facts(model: str, overrides: Mapping[str, int] | None = None) -> ModelFacts:
     """What is known about ``model``, a name as a client sends it.
 
-    Case, a vendor in front (``openai/gpt-4o``, ``@team/gpt-4o``), a fine-tune (``ft:gpt-4o:...``) and a dated or
-    named variant behind (``gpt-4o-2024-08-06``) do not matter. A name of no known family gets `UNKNOWN`: a window
-    of 128,000 tokens and the newest encoding, both guesses.
+    Case, a vendor in front (``openai/gpt-4o``, ``@team/gpt-4o``, Bedrock's ``us.anthropic.claude-opus-4-6-v1``), a
+    fine-tune (``ft:gpt-4o:...``) and a dated or named variant behind (``gpt-4o-2024-08-06``) do not matter. A name of
+    no known family gets `UNKNOWN`: a window of 128,000 tokens and the newest encoding, both guesses.
 
     ``overrides``: shell-style pattern (``llama-3*``) of the whole name, in lower case -> context window in tokens;
     the first that matches wins, whatever the table says, and an answer is then no longer than that window.

@@ -70,7 +70,22 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         Name,
         Meta(description="Google Cloud project, for `vertex-ai`; empty: the one in the service account's key file."),
     ] = ""
-    region: Annotated[Name, Meta(description="Where the vendor runs the model, for `vertex-ai`; empty: `global`.")] = ""
+    region: Annotated[
+        Name,
+        Meta(
+            description="Where the vendor runs the model, for `bedrock` (empty: the region in `base_url`, else"
+            " `us-east-1`) and `vertex-ai` (empty: `global`)."
+        ),
+    ] = ""
+    aws_access_key_id: Annotated[
+        Secret, Meta(description="The access key id that requests to `bedrock` are signed with, in place of `api_key`.")
+    ] = Secret()
+    aws_secret_access_key: Annotated[
+        Secret, Meta(description="The secret access key that belongs to `aws_access_key_id`.")
+    ] = Secret()
+    aws_session_token: Annotated[
+        Secret, Meta(description="The session token of temporary AWS keys; empty: the keys are long-lived.")
+    ] = Secret()
     models: Annotated[
         tuple[str, ...],
         Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),

@@ -305,6 +305,7 @@ def _check(made: Settings) -> None:
         decode_seal_key(made.seal_key.reveal())
     for name, provider in made.providers.items():
         check_url(f"providers.{name}.base_url", provider.base_url, made)
+        _check_aws(f"providers.{name}", provider)
     for slug, virtual_key in made.virtual_keys.items():
         check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
     if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
@@ -318,6 +319,17 @@ def _check(made: Settings) -> None:
         if not 24 <= length <= 64:
             expected = "`whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)"
             raise SettingError(f"webhooks[{at}].secret", expected, "something else")
+
+
+def _check_aws(key: str, provider: Provider) -> None:
+    id, secret = provider.aws_access_key_id, provider.aws_secret_access_key
+    if bool(id) != bool(secret):
+        missing = "aws_access_key_id" if secret else "aws_secret_access_key"
+        raise SettingError(f"{key}.{missing}", "a key, since the one that belongs to it is set", "nothing")
+    if provider.aws_session_token and not id:
+        raise SettingError(f"{key}.aws_access_key_id", "a key, since aws_session_token is set", "nothing")
+    if provider.api_key and id:
+        raise SettingError(f"{key}.api_key", "no key beside aws_access_key_id", "one")
 
 
 def _check_database(url: str) -> None:
