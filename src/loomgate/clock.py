@@ -37,11 +37,16 @@ async def sleep(seconds: float) -> None:
     if seconds <= 0:
         await asyncio.sleep(0)
         return
-    end = now() + seconds
+    before = now()
+    end = before + seconds
     woken = asyncio.Event()
-    while (left := end - now()) > 0:
+    while (left := end - before) > 0:
         woken.clear()
         await wait(woken, left)
+        present = now()
+        # The machine's clock may be set back; nobody sleeps the longer for it.
+        end -= max(before - present, 0)
+        before = present
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:

@@ -390,7 +390,8 @@ class Worker:
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
-            if now - self._renewed >= self.settings.renew:
+            # Also when the machine's clock was set back: a time in the future says nothing about when to renew.
+            if not 0 <= now - self._renewed < self.settings.renew:
                 await self._renew()
 
     async def _renew(self) -> None:
