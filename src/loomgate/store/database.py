@@ -8,6 +8,7 @@ is answered before the commit that holds their change is on disk (docs/why/sqlit
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,21 @@ def connect(path: Path) -> Connection:
 
 _SQLITE = sqlite.dialect(paramstyle="named")
 _BATCH = 64  # transactions in one commit: bounds how long the event loop is held
+_WAL_TRIES = 100
 _BUSY_MS = 5_000  # how long another process (a command line) may hold the write lock
+
+
+def use_wal(connection: Connection) -> None:
+    """Switch the file to WAL, which it then stays in. Another process that does so at this moment is waited for: SQLite
+    answers "busy" to this statement at once, whatever the busy timeout."""
+    for left in reversed(range(_WAL_TRIES)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except apsw.BusyError:
+            if not left:
+                raise
+            threading.Event().wait(_BUSY_MS / 1000 / _WAL_TRIES)
 
 
 class Statement:
@@ -144,7 +159,7 @@ class Database:
     @staticmethod
     def _connect(path: Path, synchronous: str) -> Connection:
         connection = connect(path)
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA cache_size = -16000")  # 16 MB
         connection.execute("PRAGMA temp_store = MEMORY")

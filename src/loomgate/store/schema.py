@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from loomgate.errors import StoreError
 from loomgate.store import tables
-from loomgate.store.database import connect
+from loomgate.store.database import connect, use_wal
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -58,7 +58,7 @@ def _create(path: Path) -> None:
     dialect = sqlite.dialect()
     connection = connect(path)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute(_VERSIONED).fetchall():  # nobody else made it meanwhile
             for table in tables.metadata.sorted_tables:
