@@ -24,7 +24,8 @@ _r, _s, _m, _t = tables.runs, tables.steps, tables.messages, tables.threads
 _key: sa.BindParameter[Any] = sa.bindparam("key")
 _owner: sa.BindParameter[Any] = sa.bindparam("owner")
 
-_COLUMNS = (
+# In the order of `RunRow`'s fields.
+COLUMNS = (
     _r.c.id,
     _r.c.workspace,
     _r.c.thread_id,
@@ -37,8 +38,8 @@ _COLUMNS = (
     _r.c.worker,
     _r.c.body,
 )
-_BY_ID = Statement(sa.select(*_COLUMNS).where(_r.c.id == _key).with_for_update())
-_HOLDER = Statement(sa.select(*_COLUMNS).where(_r.c.holds == _key).with_for_update())
+_BY_ID = Statement(sa.select(*COLUMNS).where(_r.c.id == _key).with_for_update())
+_HOLDER = Statement(sa.select(*COLUMNS).where(_r.c.holds == _key).with_for_update())
 _PUT = Statement(
     sa.update(_r)
     .where(_r.c.id == _key)

@@ -59,20 +59,7 @@ _CLAIM = Statement(
         )
     )
     .values(fence=_r.c.fence + 1, worker=sa.bindparam("by"), due=sa.bindparam("until"))
-    .returning(
-        _r.c.id,
-        _r.c.workspace,
-        _r.c.thread_id,
-        _r.c.position,
-        _r.c.status,
-        _r.c.expires_at,
-        _r.c.holds,
-        _r.c.due,
-        _r.c.fence,
-        _r.c.worker,
-        _r.c.body,
-        _r.c.spec,
-    )
+    .returning(*rows.COLUMNS, _r.c.spec)
 )
 _RENEW = Statement(
     sa.update(_r)
