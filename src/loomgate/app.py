@@ -6,6 +6,7 @@ signals, logs). What must not: decisions that belong to a room.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -233,6 +234,9 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     async with running(application, left, hurry) as store:
+        # What is there now stays: never look through it for garbage again (`cli` had the collector off meanwhile).
+        gc.freeze()
+        gc.enable()
         _announce(listening, keys_exist=await store.keys.exist())
         await server.serve(sockets=[listening])
 
