@@ -105,4 +105,4 @@ class Assistants:
 
     async def page(self, workspace: str, query: PageQuery) -> Page:
         """One page of the workspace's assistants."""
-        return await self._db.read(lambda tx: _LIST.page(tx, workspace, query))
+        return await self._db.look(lambda tx: _LIST.page(tx, workspace, query))

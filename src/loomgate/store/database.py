@@ -173,6 +173,11 @@ class Database:
         finally:
             self._reader.execute("COMMIT")
 
+    async def look(self, work: Work[T]) -> T:
+        """Like `read`, without the snapshot: each statement sees the newest commit. For what stays right then, such as
+        a page, whose elements come from one statement and whose cursors never change."""
+        return _finish(work(self._read_tx))
+
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """The rows of one reading statement."""
         return _finish(self._read_tx.rows(statement, **params))

@@ -212,7 +212,7 @@ class Runs:
                 return Overdue(overdue)
             return Page([row[0] for row in found], [row[1] for row in found], has_more)
 
-        return await self._db.read(work)
+        return await self._db.look(work)
 
     async def modify(self, workspace: str, thread: str, id: str, change: Callable[[Run], Run]) -> bytes | Overdue:
         """Replace a terminal run by what ``change`` makes of it (RUN-85, RUN-86, RUN-89).

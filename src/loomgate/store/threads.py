@@ -198,7 +198,7 @@ class Threads:
         filters: dict[str, str] = {}
         for n, (key, value) in enumerate(tags.items()):
             filters |= {f"k{n}": key, f"v{n}": value}
-        return await self._db.read(lambda tx: _LIST.page(tx, workspace, query, **filters))
+        return await self._db.look(lambda tx: _LIST.page(tx, workspace, query, **filters))
 
     async def add_message(self, workspace: str, message: Message) -> tuple[bytes, list[rows.Ended]]:
         """Append ``message`` to its thread; answers its body and the runs whose status that changed.
@@ -254,4 +254,4 @@ class Threads:
             filters = {} if run_id is None else {"run_id": run_id}
             return await _MESSAGES.page(tx, thread, query, **filters)
 
-        return await self._db.read(work)
+        return await self._db.look(work)
