@@ -75,7 +75,8 @@ class _Drive:
 
         Takes effect at once while it waits for the model, else before its next move.
         """
-        self._why = why
+        if why != "look" or self._why is None:  # a wish to look again never takes the place of a graver one
+            self._why = why
         if self._interruptible:
             self.task.cancel()
 
