@@ -53,18 +53,11 @@ class Store:
         await self._database.close()
 
 
-def database_path(settings: "Settings") -> Path:
-    """The SQLite file: ``database_url`` if it names one, else ``loomgate.db`` in the data folder."""
-    if settings.database_url:
-        return Path(settings.database_url.removeprefix("sqlite:///"))
-    return settings.data / "loomgate.db"
-
-
 def _folder(settings: "Settings") -> None:
     """Make the data folder for us alone, and check that it can be used."""
     try:
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database_path(settings).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.database_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot use the data folder {settings.data}: {error.strerror}") from None
     if not os.access(settings.data, os.R_OK | os.W_OK | os.X_OK):
@@ -77,7 +70,7 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
     Raises `StoreError` when the folder or file cannot be used, or was written by a newer version.
     """
     _folder(settings)
-    return upgrade(database_path(settings))
+    return upgrade(settings.database_path)
 
 
 @asynccontextmanager
@@ -87,7 +80,7 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
     Raises `StoreError` (one line: the place and the reason).
     """
     _folder(settings)
-    path = database_path(settings)
+    path = settings.database_path
     lock = _lock(path) if exclusive else None
     try:
         await asyncio.to_thread(prepare, path)

@@ -7,8 +7,6 @@ from loomgate import clock
 from loomgate.store import tables
 from loomgate.store.database import Statement, Tx
 
-DEFAULT = "default"
-
 _t = tables.workspaces
 _NEXT = Statement(
     sqlite.insert(_t)

@@ -1,6 +1,6 @@
 """Runs and run steps: the objects, the requests, and the private half of a run (BEHAVIOUR sections 4, 5)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -22,7 +22,6 @@ from loomgate.wire.tools import (
 )
 
 TokenBudget = Annotated[int, Meta(ge=256)]  # RUN-17, LIM-10
-DEFAULT_TTL = 600  # seconds, RUN-02
 
 
 class Truncation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -279,11 +278,3 @@ class SubmitToolOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
     tool_outputs: list[ToolOutput]
     stream: bool | None | UnsetType = UNSET
-
-
-class Delta(msgspec.Struct):
-    """``thread.message.delta`` and ``thread.run.step.delta``: ``object`` says which."""
-
-    id: str
-    object: Literal["thread.message.delta", "thread.run.step.delta"]
-    delta: dict[str, Any]
