@@ -1,0 +1,191 @@
+"""What travels through the gateway: a request, one answer to it, and the endpoint's side of the way between them.
+
+What must live here: values. What must not: decisions. A `Request` is made by ``http/`` (or for a run, by `Gateway.chat`) and is
+not changed on its way: what a target of the config changes about it goes into an `Attempt`.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from loomgate.errors import ApiError
+from loomgate.wire.chat import Chunk, Usage
+from loomgate.wire.endpoints import Endpoint
+from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
+
+Fields = dict[str, Any]
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Request:
+    """A request as the client sent it.
+
+    ``path`` is below ``/v1``; ``headers`` has lower-case names; ``content_type`` is without parameters and "" if not given.
+    """
+
+    __slots__ = (
+        "_fields",
+        "body",
+        "content_type",
+        "endpoint",
+        "headers",
+        "method",
+        "naming",
+        "path",
+        "query",
+        "run",
+        "workspace",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        naming: Naming,
+        workspace: str,
+        *,
+        method: str = "POST",
+        path: str = "",
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+        body: bytes = b"",
+        fields: Fields | None = None,
+        run: bool = False,
+    ) -> None:
+        self.endpoint = endpoint
+        self.naming = naming
+        self.workspace = workspace
+        self.method = method
+        self.path = path or endpoint.path
+        self.query = query
+        self.headers: Mapping[str, str] = headers or {}
+        self.content_type = content_type
+        self.body = body
+        self.run = run  # a run's model call, whose answer is wanted as chunks
+        self._fields = fields
+
+    @property
+    def fields(self) -> Fields:
+        """The JSON body, decoded once; ``{}`` for other bodies and for none (CND-10).
+
+        Do not change it. Raises a 400 `ApiError` when the body is not a JSON object.
+        """
+        found = self._fields
+        if found is None:
+            found = self._fields = self._decoded()
+        return found
+
+    def _decoded(self) -> Fields:
+        if self.content_type != "application/json" or not self.body.strip():
+            return {}
+        try:
+            found = _decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ApiError(400, f"The request body is not valid JSON: {error}", code="invalid_json") from None
+        if not isinstance(found, dict):
+            raise ApiError(400, "The request body is not valid: expected a JSON object.", code="invalid_json")
+        return cast(Fields, found)
+
+    @property
+    def model(self) -> str | None:
+        """The body's ``model``, if it names one."""
+        found = self.fields.get("model")
+        return found if isinstance(found, str) else None
+
+    @property
+    def stream(self) -> bool:
+        """Whether the client asked for a stream (STM-01)."""
+        return self.fields.get("stream") is True
+
+
+class Effective(msgspec.Struct, frozen=True, kw_only=True):
+    """One target of a config with everything it inherits (GATEWAY section 6.2) and its place, as RSP-02 tells it.
+
+    ``options`` are the provider data of CFG-27 under their config names. ``before`` and ``after`` are compiled guardrails.
+    """
+
+    path: str = "config"
+    index: int = 0
+    name: str | None = None
+    provider: str | None = None
+    virtual_key: str | None = None
+    api_key: str | None = None
+    custom_host: str | None = None
+    options: Mapping[str, Any] = {}
+    weight: float = 1.0
+    override_params: Fields = {}
+    default_params: Fields = {}
+    drop_params: tuple[str, ...] = ()
+    forward_headers: tuple[str, ...] = ()
+    retry: Retry | None = None
+    cache: CachePolicy | None = None
+    request_timeout: int | None = None
+    strict: bool | None = None
+    passthrough: bool = False
+    breaker: Breaker | None = None
+    before: tuple[Any, ...] = ()
+    after: tuple[Any, ...] = ()
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """A config, compiled: a leaf (no ``strategy``) is called, anything else chooses among its ``targets``."""
+
+    effective: Effective
+    strategy: Strategy | None = None
+    targets: tuple["Node", ...] = ()
+
+
+class Answer:
+    """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``).
+
+    ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of GATEWAY section 4, the
+    log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries it took, what the cache did, ``usage``.
+    ``final``: made by the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06).
+    """
+
+    __slots__ = (
+        "body",
+        "cache",
+        "chunks",
+        "final",
+        "headers",
+        "hooks",
+        "model",
+        "path",
+        "provider",
+        "retries",
+        "status",
+        "stream",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes | None = None,
+        *,
+        stream: AsyncGenerator[bytes, None] | None = None,
+        chunks: AsyncGenerator[Chunk, None] | None = None,
+        headers: list[tuple[bytes, bytes]] | None = None,
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.stream = stream
+        self.chunks = chunks
+        self.headers = headers or []
+        self.provider = ""
+        self.model = ""
+        self.path = "config"
+        self.retries = 0
+        self.cache = "DISABLED"
+        self.usage: Usage | None = None
+        self.hooks: Any = None
+        self.final = False
+
+    async def close(self) -> None:
+        """Let go of what is still open: an answer that is not used must not keep its connection."""
+        for source in (self.stream, self.chunks):
+            if source is not None:
+                await source.aclose()
