@@ -1,7 +1,7 @@
 """What travels through the gateway: a request, one answer to it, and the endpoint's side of the way between them.
 
-What must live here: values. What must not: decisions. A `Request` is made by ``http/`` (or for a run, by `Gateway.chat`) and is
-not changed on its way: what a target of the config changes about it goes into an `Attempt`.
+What must live here: values. What must not: decisions. A `Request` is made by ``http/`` (for a run: by `Gateway.chat`) and
+is not changed on its way: what a target of the config changes about it is the target's own.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -22,7 +22,7 @@ _decode = msgspec.json.Decoder().decode
 class Request:
     """A request as the client sent it.
 
-    ``path`` is below ``/v1``; ``headers`` has lower-case names; ``content_type`` is without parameters and "" if not given.
+    ``path`` is below ``/v1``; ``headers`` has lower-case names; ``content_type`` is without parameters, "" if not given.
     """
 
     __slots__ = (
@@ -103,7 +103,7 @@ class Request:
 class Effective(msgspec.Struct, frozen=True, kw_only=True):
     """One target of a config with everything it inherits (GATEWAY section 6.2) and its place, as RSP-02 tells it.
 
-    ``options`` are the provider data of CFG-27 under their config names. ``before`` and ``after`` are compiled guardrails.
+    ``options`` are the provider data of CFG-27 under their config names, ``before`` and ``after`` compiled guardrails.
     """
 
     path: str = "config"
@@ -140,9 +140,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 class Answer:
     """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``).
 
-    ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of GATEWAY section 4, the
-    log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries it took, what the cache did, ``usage``.
-    ``final``: made by the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06).
+    ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
+    GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
+    it took, what the cache did, ``usage``. ``final``: made by the gateway because of an error of its own, so no
+    fallback is tried (FB-04, RSP-06).
     """
 
     __slots__ = (

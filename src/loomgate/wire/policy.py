@@ -16,22 +16,22 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
     """What a typing mistake must not slip through (CFG-30)."""
 
 
-class Condition(_Strict):
+class Condition(_Strict, frozen=True):
     """One branch of a conditional strategy (CFG-03): ``then`` is the ``name`` of a target."""
 
     query: dict[str, Any]
     then: str
 
 
-class Sticky(_Strict):
-    """The same values of ``hash_fields`` (``metadata.x``, ``params.x``) go to the same target for ``ttl`` seconds (CFG-05)."""
+class Sticky(_Strict, frozen=True):
+    """Equal values of ``hash_fields`` (``metadata.x``, ``params.x``) go to one target for ``ttl`` seconds (CFG-05)."""
 
     enabled: bool = True
     hash_fields: list[str] = []
     ttl: Annotated[int, Meta(ge=1)] = 3600
 
 
-class Breaker(_Strict):
+class Breaker(_Strict, frozen=True):
     """When a target is left out for a while (CB-01); ``cooldown_interval`` is in milliseconds."""
 
     failure_threshold: Annotated[int, Meta(ge=1)] | None = None
@@ -44,7 +44,7 @@ class Breaker(_Strict):
 Mode = Literal["single", "loadbalance", "fallback", "conditional"]
 
 
-class Strategy(_Strict):
+class Strategy(_Strict, frozen=True):
     """How a target is chosen (CFG-01 to CFG-06)."""
 
     mode: Mode
@@ -55,7 +55,7 @@ class Strategy(_Strict):
     cb_config: Breaker | None = None
 
 
-class Retry(_Strict):
+class Retry(_Strict, frozen=True):
     """``attempts`` further tries after the first (CFG-13, RTY-01)."""
 
     attempts: Annotated[int, Meta(ge=0, le=5)]
@@ -64,14 +64,14 @@ class Retry(_Strict):
     use_retry_after_header: bool = False  # the older spelling
 
 
-class CachePolicy(_Strict):
+class CachePolicy(_Strict, frozen=True):
     """``max_age`` in seconds (CFG-14, CCH-02)."""
 
     mode: Literal["simple", "semantic"]
     max_age: Annotated[int, Meta(ge=60, le=7_776_000)] | None = None
 
 
-class Config(_Strict):
+class Config(_Strict, frozen=True):
     """A config, or one target of it: the shape is the same at every depth (CFG-07). ``None``: not given."""
 
     name: str | None = None
@@ -104,9 +104,9 @@ class Config(_Strict):
 class Naming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the headers of a request say about its way (GATEWAY sections 2 and 3), secrets included: seal it to keep it.
 
-    ``provider`` is a vendor's or configured provider's name, or ``@slug``; ``config`` is a saved slug, ``inline`` a config sent whole;
-    ``options`` are provider data under their config names (``resource_name``, ``aws_region`` …); ``request_timeout`` is in
-    milliseconds; ``forward`` are client headers that go upstream as they are; ``metadata`` values are texts.
+    ``provider`` is the name of a vendor or a configured provider, or ``@slug``; ``config`` is a saved slug, ``inline``
+    a config sent whole; ``options`` are provider data under their config names (``resource_name``, ``aws_region`` …);
+    ``request_timeout`` is in milliseconds; ``forward`` are client headers that go upstream as they are.
     """
 
     provider: str | None = None

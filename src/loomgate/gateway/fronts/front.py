@@ -1,7 +1,8 @@
 """The client's side of a model call: the format it writes and reads, when that is not the endpoint's own.
 
-What must live here: the protocol that fronts fulfil. A front turns a request into a `Chat` and `Chunk` values into what the client
-reads; a dialect does the same on the vendor's side. Where both speak the same format neither is used: bytes pass.
+What must live here: the protocol that fronts fulfil. A front turns a request into a `Chat` and `Chunk` values into what
+the client reads; a dialect does the same on the vendor's side. Where both speak the same format neither is used: bytes
+pass.
 """
 
 from collections.abc import Iterable
@@ -42,7 +43,7 @@ class Front(Protocol):
     """One format that clients speak."""
 
     def chat(self, fields: dict[str, Any]) -> Chat:
-        """The body as a model call. Raises a 400 `ApiError` that names the field (TR-01 aside: what is unknown goes into ``extra``)."""
+        """The body as a model call; unknown fields go into ``extra``. Raises a 400 `ApiError` that names the field."""
         ...
 
     def whole(self, chunks: Iterable[Chunk], about: About) -> dict[str, Any]:
