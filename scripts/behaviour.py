@@ -1,4 +1,4 @@
-"""Counts which numbered statements of BEHAVIOUR.md have a test, and fails when one has neither test nor reason.
+"""Counts which statements of BEHAVIOUR.md and GATEWAY.md have a test, and fails when one has neither test nor reason.
 
 Without arguments it collects the tests (nothing runs). With ``--report PATH`` it reads what an earlier
 ``pytest --behaviour-report PATH`` wrote, and a statement counts only if one of its tests passed and none failed.
@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.support.statements import Statement, statements  # noqa: E402  (the import needs the path above)
 
-_COUNTED = frozenset({*range(1, 11), 12})
-_LATER = {11: "not in this version", 13: "scenarios", 14: "notes, not statements"}
+_COUNTED = {"BEHAVIOUR": frozenset({*range(1, 11), 12}), "GATEWAY": frozenset[int]()}
+_LATER = {11: "not in this version", 13: "scenarios", 14: "notes, not statements"}  # of BEHAVIOUR
 
 Report = Mapping[str, Mapping[str, str]]
 
@@ -49,29 +49,35 @@ def proven(report: Report, *, ran: bool) -> set[str]:
 
 def problems(known: Mapping[str, Statement], covered: set[str], excused: Mapping[str, str]) -> list[str]:
     """What is wrong, a line each; empty when every counted statement is either covered or excused with a reason."""
-    found = [f"{id}: excused, but BEHAVIOUR.md has no such statement" for id in excused if id not in known]
+    found = [f"{id}: excused, but there is no such statement" for id in excused if id not in known]
     for id, statement in known.items():
-        if statement.section in _COUNTED and id not in covered and id not in excused:
+        if counts(statement) and id not in covered and id not in excused:
             found.append(f"{id}: no test and no reason: {statement.text[:90]}")
         if id in covered and id in excused:
             found.append(f"{id}: excused ({excused[id]}) although a test covers it")
     return found + [f"{id}: excused without a reason" for id, reason in excused.items() if not reason.strip()]
 
 
+def counts(statement: Statement) -> bool:
+    """Does the statement need a test or a reason?"""
+    return statement.section in _COUNTED[statement.file]
+
+
 def table(known: Mapping[str, Statement], covered: set[str], excused: Mapping[str, str]) -> Iterable[str]:
     """The lines to print: a row for each section, then the excused ids by reason."""
-    sections: dict[int, list[Statement]] = {}
+    sections: dict[tuple[str, int], list[Statement]] = {}
     for statement in known.values():
-        sections.setdefault(statement.section, []).append(statement)
-    for number, rows in sorted(sections.items()):
+        sections.setdefault((statement.file, statement.section), []).append(statement)
+    for (file, number), rows in sections.items():
         have = sum(row.id in covered for row in rows)
-        note = _LATER.get(number, "")
+        note = _LATER.get(number, "") if file == "BEHAVIOUR" else ""
         without = sum(row.id in excused for row in rows)
         note = note or (f"{without} excused" if without else "")
-        yield f"{number:>3}  {rows[0].title:<42} {have:>3}/{len(rows):<3}  {note}".rstrip()
-    counted = [row for row in known.values() if row.section in _COUNTED]
-    have = sum(row.id in covered for row in counted)
-    yield f"     {'sections 1-10 and 12':<42} {have:>3}/{len(counted):<3}"
+        yield f"{file:<9} {number:>2}  {rows[0].title[:60]:<60} {have:>3}/{len(rows):<3}  {note}".rstrip()
+    for file in _COUNTED:
+        counted = [row for row in known.values() if row.file == file and counts(row)]
+        have = sum(row.id in covered for row in counted)
+        yield f"{file:<9}     {'of those that count':<60} {have:>3}/{len(counted):<3}"
     reasons: dict[str, list[str]] = {}
     for id, reason in excused.items():
         reasons.setdefault(reason, []).append(id)

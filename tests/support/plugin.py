@@ -21,7 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "behaviour(*ids): the statements of BEHAVIOUR.md that the test proves")
+    config.addinivalue_line(
+        "markers", "behaviour(*ids): the statements of BEHAVIOUR.md and GATEWAY.md that the test proves"
+    )
     if path := config.getoption("--behaviour-report"):
         config.pluginmanager.register(_Report(Path(path)))
 
@@ -33,7 +35,7 @@ def _ids(item: pytest.Item) -> list[str]:
             raise pytest.UsageError(f"{item.nodeid}: behaviour() takes ids and nothing else")
         for id in mark.args:
             if id not in statements():
-                raise pytest.UsageError(f"{item.nodeid}: BEHAVIOUR.md has no statement {id!r}")
+                raise pytest.UsageError(f"{item.nodeid}: there is no statement {id!r}")
             found[id] = None
     return list(found)
 

@@ -1,11 +1,12 @@
-"""The numbered statements of BEHAVIOUR.md: which exist, and in which section. Reads that one file, nothing else."""
+"""The numbered statements of BEHAVIOUR.md and GATEWAY.md: which exist, and in which section. Reads these files only."""
 
 import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-BEHAVIOUR = Path(__file__).parent.parent / "data" / "BEHAVIOUR.md"
+FILES = ("BEHAVIOUR", "GATEWAY")
+_DATA = Path(__file__).parent.parent / "data"
 
 _SECTION = re.compile(r"## (\d+)\. (.+)")
 # A statement is a list item or a table's row that starts with its id in bold.
@@ -14,9 +15,10 @@ _STATEMENT = re.compile(r"(?:- |\| )\*\*([A-Z][A-Z0-9]*-\d+)\*\*(.*)")
 
 @dataclass(frozen=True)
 class Statement:
-    """One numbered statement: its id, the number and title of its section, and its line without the id."""
+    """One numbered statement: its id, its file, the number and title of its section, and its line without the id."""
 
     id: str
+    file: str
     section: int
     title: str
     text: str
@@ -24,14 +26,15 @@ class Statement:
 
 @cache
 def statements() -> dict[str, Statement]:
-    """Every statement by its id, in the file's order. Raises `ValueError` for an id that is given twice."""
+    """Every statement by its id, in the files' order. Raises `ValueError` for an id that is given twice."""
     found: dict[str, Statement] = {}
-    section, title = 0, ""
-    for line in BEHAVIOUR.read_text().splitlines():
-        if heading := _SECTION.fullmatch(line):
-            section, title = int(heading[1]), heading[2]
-        elif row := _STATEMENT.match(line):
-            if row[1] in found:
-                raise ValueError(f"{BEHAVIOUR.name} has {row[1]} twice")
-            found[row[1]] = Statement(row[1], section, title, row[2].strip(" |"))
+    for file in FILES:
+        section, title = 0, ""
+        for line in (_DATA / f"{file}.md").read_text().splitlines():
+            if heading := _SECTION.fullmatch(line):
+                section, title = int(heading[1]), heading[2]
+            elif row := _STATEMENT.match(line):
+                if row[1] in found:
+                    raise ValueError(f"{file}.md gives {row[1]} again")
+                found[row[1]] = Statement(row[1], file, section, title, row[2].strip(" |"))
     return found

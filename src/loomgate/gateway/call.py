@@ -1,7 +1,7 @@
 """What travels through the gateway: a request, one answer to it, and the endpoint's side of the way between them.
 
-What must live here: values. What must not: decisions. A `Request` is made by ``http/`` (for a run: by `Gateway.chat`) and
-is not changed on its way: what a target of the config changes about it is the target's own.
+What must live here: values. What must not: decisions. A `Request` is made by ``http/`` (a run's by `Gateway.chat`) and
+not changed on its way: what a target of the config changes about it is the target's own.
 """
 
 from collections.abc import AsyncGenerator, Mapping
@@ -22,7 +22,7 @@ _decode = msgspec.json.Decoder().decode
 class Request:
     """A request as the client sent it.
 
-    ``path`` is below ``/v1``; ``headers`` has lower-case names; ``content_type`` is without parameters, "" if not given.
+    ``path`` is below ``/v1``; ``headers`` has lower-case names; ``content_type`` is without parameters, maybe "".
     """
 
     __slots__ = (

@@ -37,8 +37,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint. ``path`` is below ``/v1``; what has ids below it (``files``, ``batches`` …) is a prefix.
 
     ``inner``: the reference's name for it, which it shows in errors (GERR-04). ``guarded``: guardrails look at its
-    input, and at its output if ``answers`` (GR-05). ``cached``: answers may be kept (CCH-05, CCH-10). ``mapped``: bodies
-    and errors may be translated; the others pass as they are (GERR-08).
+    input, and at its output if ``answers`` (GR-05). ``cached``: answers may be kept (CCH-05, CCH-10). ``mapped``:
+    bodies and errors may be translated; the others pass as they are (GERR-08).
     """
 
     name: EndpointName
