@@ -14,13 +14,15 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from typing import Any
 
+import msgspec
+
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
-from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Stored, StoredKey
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
@@ -28,11 +30,10 @@ from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
-from loomgate.wire.chat import Upstream
+from loomgate.wire.policy import Naming
 
 log = logging.getLogger(__name__)
 
-_VENDORS = frozenset(name for name, vendor in CATALOGUE.items() if vendor.base_url is not None)
 
 
 def build(settings: Settings) -> Application:
@@ -61,7 +62,7 @@ async def running(
     """
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
-        gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
+        gateway = Gateway(gateway_config(settings), stored=_stored(settings, store))
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
@@ -79,7 +80,8 @@ async def running(
         )
         try:
             await engine.start()
-            application.auth = Auth(store, settings, _VENDORS)
+            application.auth = Auth(store)
+            application.gateway = gateway
             application.engine = engine
             yield store
         finally:
@@ -132,27 +134,29 @@ def _aws_keys(provider: Provider) -> AwsKeys | None:
     )
 
 
-def _resolver(settings: Settings, store: Store) -> Any:
-    """What a virtual key or a sealed credential of a workspace stands for, for `Gateway`."""
+def _stored(settings: Settings, store: Store) -> Stored:
+    """How the gateway finds what a workspace has stored, or the operator has declared for it."""
 
-    async def resolve(upstream: Upstream, workspace: str) -> ResolvedKey | None:
-        if upstream.kind == "sealed":
-            secret = await store.credentials.get(workspace, upstream.credential or "")
-            return None if secret is None else ResolvedKey(provider=upstream.name, api_key=secret)
-        declared = settings.virtual_keys.get(upstream.name)
+    async def key(workspace: str, slug: str) -> StoredKey | None:
+        declared = settings.virtual_keys.get(slug)
         if declared is not None and declared.workspace == workspace:
-            key, aws = declared.api_key, None
-            if not key and (provider := settings.providers.get(declared.provider)) is not None:
-                key, aws = provider.api_key, _aws_keys(provider)
-            return ResolvedKey(
-                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None, aws=aws
+            own, aws = declared.api_key, None
+            if not own and (provider := settings.providers.get(declared.provider)) is not None:
+                own, aws = provider.api_key, _aws_keys(provider)
+            base_url = declared.base_url or None
+            return StoredKey(
+                provider=declared.provider, api_key=own.reveal() or None, base_url=base_url, aws=aws, private=True
             )
-        stored = await store.virtual_keys.get(workspace, upstream.name)
+        stored = await store.virtual_keys.get(workspace, slug)
         if stored is None:
             return None
-        return ResolvedKey(provider=stored.provider, api_key=stored.secret, base_url=stored.base_url)
+        return StoredKey(provider=stored.provider, api_key=stored.secret, base_url=stored.base_url)
 
-    return resolve
+    async def naming(workspace: str, credential: str) -> Naming | None:
+        sealed = await store.credentials.get(workspace, credential)
+        return None if sealed is None else msgspec.json.decode(sealed, type=Naming)
+
+    return Stored(key=key, naming=naming)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

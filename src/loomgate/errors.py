@@ -12,7 +12,10 @@ class LoomgateError(Exception):
 
 
 class ApiError(LoomgateError):
-    """An error answer: HTTP status and the four members of BEHAVIOUR ERR-01, plus extra response headers."""
+    """An error answer: HTTP status and the four members of BEHAVIOUR ERR-01, plus extra response headers.
+
+    ``details`` are further lines for answers of the gateway (GATEWAY VAL-06).
+    """
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class ApiError(LoomgateError):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        details: list[str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +35,7 @@ class ApiError(LoomgateError):
         self.param = param
         self.code = code
         self.headers = headers or {}
+        self.details = details or []
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -77,7 +82,8 @@ class ProviderError(LoomgateError):
     """A model endpoint refused or failed.
 
     ``kind`` says what to do about it, ``status`` is the endpoint's HTTP status if it gave one, ``retry_after``
-    the seconds it asked us to wait, ``message`` its own words with secrets masked.
+    the seconds it asked us to wait, ``message`` its own words with secrets masked; ``path`` the place in a routing
+    config (GATEWAY RSP-02) of the target that broke in the middle of an answer.
     """
 
     def __init__(
@@ -93,6 +99,7 @@ class ProviderError(LoomgateError):
         self.message = message
         self.status = status
         self.retry_after = retry_after
+        self.path: str | None = None
 
 
 class IllegalTransition(LoomgateError):

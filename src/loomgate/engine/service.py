@@ -100,9 +100,30 @@ class Engine:
         """How many runs this process is driving."""
         return self._worker.active
 
-    def refusal(self, model: str, upstream: Upstream) -> str | None:
-        """Why a run with ``model`` cannot be routed to ``upstream``, or ``None`` (RUN-16). No I/O."""
-        return self._gateway.refusal(model, upstream)
+    async def refusal(self, model: str, naming: Naming, workspace: str) -> str | None:
+        """Why a run with ``model`` cannot be routed the way that ``naming`` says, or ``None`` (RUN-16)."""
+        return await self._gateway.refusal(model, naming, workspace)
+
+    async def remembered(self, naming: Naming, workspace: str) -> Upstream:
+        """``naming`` as a run keeps it: by reference where it only names things, else sealed as a whole (PRX-19)."""
+        named = {
+            kind: name
+            for kind, name in (
+                ("virtual_key", naming.virtual_key),
+                ("config", naming.config),
+                ("provider", naming.provider),
+            )
+            if name is not None
+        }
+        if named.get("provider", "").startswith("@"):
+            named["virtual_key"] = named.pop("provider")[1:]
+        kind, name = next(iter(named.items()), ("default", ""))
+        kept = Upstream(kind, name, trace_id=naming.trace_id, metadata=naming.metadata)  # pyright: ignore[reportArgumentType]
+        lasting = msgspec.structs.replace(naming, trace_id=None, span_id=None, parent_span_id=None, metadata={})
+        if self._gateway.way(msgspec.structs.replace(kept, trace_id=None, metadata={})) == lasting:
+            return kept
+        credential = await self.store.credentials.keep(workspace, msgspec.json.encode(lasting).decode())
+        return msgspec.structs.replace(kept, kind="sealed", name=name or "config", credential=credential)
 
     # Runs
 

@@ -32,6 +32,8 @@ from loomgate.wire.threads import Message
 log = logging.getLogger(__name__)
 
 _CLAIM = 32  # runs claimed in one transaction
+_MOST_BREAKS = 3  # how often an answer may break in the middle before its run fails
+_BREAKS = frozenset({"cut", "timeout", "server", "overloaded", "rate_limit", "connect", "malformed"})
 _TICK = 1.0  # longest time between two looks at deadlines
 
 
@@ -64,6 +66,8 @@ class _Drive:
         self._spec = claimed.spec
         self._journal: Journal | None = None
         self._turn: Turn | None = None
+        self._broke = 0
+        self._skip: frozenset[str] = frozenset()
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -183,6 +187,9 @@ class _Drive:
                 return self._settle(await turn.finish(end, _usage(call, turn, end)))
             except ProviderError as error:
                 log.info("run %s: the model call failed (%s): %s", self.row.id, error.kind, error.message)
+                if self._repeats(error, turn):
+                    self._journal = await runs.journal(self.row.id)
+                    return False
                 return self._settle(await turn.stop("fail", failure_of(error)))
             except _Interrupted as interrupted:
                 if interrupted.why != "look":
@@ -198,9 +205,22 @@ class _Drive:
                 raise
             return self._settle(await turn.stop(verb))
 
+    def _repeats(self, error: ProviderError, turn: Turn) -> bool:
+        """Whether to do a turn again whose answer broke in the middle, on the next target if its config has one.
+
+        It takes over the steps and the message that the broken one opened, as after a crash (docs/why/journal.md). What
+        broke before its first word was tried again by the gateway.
+        """
+        if not turn.output or error.kind not in _BREAKS or self._broke >= _MOST_BREAKS:
+            return False
+        self._broke += 1
+        if error.path is not None:
+            self._skip |= {error.path}
+        return True
+
     async def _stream(self, call: chat.Chat, turn: Turn) -> chat.Finish:
         """Take the model's chunks until the last one. Raises `ProviderError`, `_Interrupted`, `LeaseLost`."""
-        chunks = self._worker.gateway.chat(call, self._spec.upstream, self.row.workspace)
+        chunks = self._worker.gateway.chat(call, self._spec.upstream, self.row.workspace, self._skip, self._broke)
         async with aclosing(chunks):
             while True:
                 chunk = await self._next(chunks)

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import msgspec
 
-from loomgate.errors import ApiError
-from loomgate.wire.chat import Chunk, Usage
+from loomgate.errors import ApiError, ProviderError
+from loomgate.providers.openai import fields_of
+from loomgate.wire.chat import Chat, Chunk, Usage
 from loomgate.wire.endpoints import Endpoint
 from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
 
@@ -28,6 +29,7 @@ class Request:
     __slots__ = (
         "_fields",
         "body",
+        "chat",
         "content_type",
         "endpoint",
         "headers",
@@ -35,7 +37,6 @@ class Request:
         "naming",
         "path",
         "query",
-        "run",
         "workspace",
     )
 
@@ -51,8 +52,7 @@ class Request:
         headers: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         body: bytes = b"",
-        fields: Fields | None = None,
-        run: bool = False,
+        chat: Chat | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.naming = naming
@@ -63,8 +63,8 @@ class Request:
         self.headers: Mapping[str, str] = headers or {}
         self.content_type = content_type
         self.body = body
-        self.run = run  # a run's model call, whose answer is wanted as chunks
-        self._fields = fields
+        self.chat = chat  # a run's model call: its answer is wanted as chunks
+        self._fields: Fields | None = None
 
     @property
     def fields(self) -> Fields:
@@ -78,6 +78,8 @@ class Request:
         return found
 
     def _decoded(self) -> Fields:
+        if self.chat is not None:
+            return fields_of(self.chat)
         if self.content_type != "application/json" or not self.body.strip():
             return {}
         try:
@@ -91,6 +93,8 @@ class Request:
     @property
     def model(self) -> str | None:
         """The body's ``model``, if it names one."""
+        if self.chat is not None:
+            return self.chat.model
         found = self.fields.get("model")
         return found if isinstance(found, str) else None
 
@@ -142,14 +146,15 @@ class Answer:
 
     ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
     GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
-    it took, what the cache did, ``usage``. ``final``: made by the gateway because of an error of its own, so no
-    fallback is tried (FB-04, RSP-06).
+    it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by the
+    gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06).
     """
 
     __slots__ = (
         "body",
         "cache",
         "chunks",
+        "error",
         "final",
         "headers",
         "hooks",
@@ -183,6 +188,7 @@ class Answer:
         self.cache = "DISABLED"
         self.usage: Usage | None = None
         self.hooks: Any = None
+        self.error: ProviderError | None = None
         self.final = False
 
     async def close(self) -> None:

@@ -14,13 +14,18 @@ from starlette.types import Lifespan, Receive, Scope, Send
 
 from loomgate import clock
 from loomgate.engine.service import Engine
+from loomgate.gateway import Gateway
 from loomgate.errors import ApiError, StoreError, bad_request
 from loomgate.http import query
 from loomgate.http.auth import Auth, check_content_type
+from loomgate.http.body import Left, read_body
 from loomgate.http.call import Answer, Call, Handler, Streamed
+from loomgate.http.faults import overloaded, server_error
+from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.routes import PREFIXES, ROUTES, Dialect
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
+from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.ids import new_request_id
 
 log = logging.getLogger(__name__)
@@ -28,11 +33,6 @@ log = logging.getLogger(__name__)
 _JSON = (b"content-type", b"application/json")
 _VERSION = (b"openai-version", b"2020-10-01")
 _NOBODY = "unknown"  # the organization of an answer to a caller who is not known
-_RETRY_AFTER = "1"  # seconds, with a 503
-
-
-class _Left(Exception):
-    """The client went away before its request was read."""
 
 
 class Application:
@@ -42,6 +42,8 @@ class Application:
         self.settings = settings
         self.engine: Engine | None = None
         self.auth: Auth | None = None
+        self.gateway: Gateway | None = None
+        self._models = GatewayRoutes(self)
         routes = [
             Route(prefix + path, _Endpoint(self, dialect, methods))
             for prefix, dialect in PREFIXES
@@ -49,7 +51,8 @@ class Application:
         ]
         routes.append(Route("/healthz", _Health(self, ready=False)))
         routes.append(Route("/readyz", _Health(self, ready=True)))
-        nowhere = _Endpoint(self, "openai", None)
+        nowhere = _Nowhere(_Endpoint(self, "openai", None), self._models)
+        routes.append(Route("/", _hello))
         self._router = Router(routes, redirect_slashes=False, default=nowhere, lifespan=running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +60,12 @@ class Application:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
+        if scope["type"] == "http":
+            # Model calls take no way through the router, which would look at every path before theirs.
+            found = endpoint_of(scope["path"], scope["headers"])
+            if found is not None:
+                await self._models(scope, receive, send, *found)
+                return
         await self._router.app(scope, receive, send)
 
 
@@ -65,6 +74,27 @@ def _by_path() -> dict[str, dict[str, Handler]]:
     for row in ROUTES:
         found.setdefault(row.path, {})[row.method] = row.handler
     return found
+
+
+async def _hello(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """``GET /`` (GATEWAY RT-01): what Portkey's clients take for a sign of life."""
+    await _Reply(send).send(Answer(b"AI Gateway says hey!", headers=[(b"content-type", b"text/plain")]))
+
+
+class _Nowhere:
+    """A path that is not in the table: with an upstream named it is that one's (GATEWAY RT-06), else nobody's."""
+
+    def __init__(self, missing: "_Endpoint", models: GatewayRoutes) -> None:
+        self._missing = missing
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        path: str = scope["path"]
+        if path.startswith("/v1/") and names_upstream(scope["headers"]):
+            await self._models(scope, receive, send, ENDPOINTS["proxy"], path[3:])
+            return
+        await self._missing(scope, receive, send)
 
 
 class _Endpoint:
@@ -94,14 +124,14 @@ class _Endpoint:
             answer = _rendered(error)
         except StoreError:
             log.exception("request %s: the store cannot be used", reply.request_id)
-            answer = _rendered(_overloaded())
-        except _Left:
+            answer = _rendered(overloaded())
+        except Left:
             return
         except Exception:
             log.exception("request %s failed", reply.request_id)
             if reply.streaming:
                 raise
-            answer = _rendered(_server_error(reply.request_id))
+            answer = _rendered(server_error(reply.request_id))
         await reply.send(answer)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> Answer | Streamed:
@@ -121,7 +151,7 @@ class _Endpoint:
             )
         engine, auth = application.engine, application.auth
         if engine is None or auth is None:
-            raise _overloaded()
+            raise overloaded()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         trace = headers.get(b"x-portkey-trace-id")
         if trace is not None:
@@ -132,7 +162,7 @@ class _Endpoint:
         _check_version(self._dialect, headers, scope, raw_query)
         body = b""
         if method == "POST":
-            body = await _read(receive, headers, application.settings.max_body_bytes)
+            body = await read_body(receive, headers, application.settings.max_body_bytes)
             if caller.keyless and body:
                 check_content_type(headers)
         call = Call(engine, application.settings, caller, scope["path_params"], raw_query, headers, body)
@@ -194,7 +224,7 @@ class _Health:
                 )
             )
         elif self._ready and not await self._usable():
-            answer = _rendered(_overloaded())
+            answer = _rendered(overloaded())
         await _Reply(send).send(answer)
 
     async def _usable(self) -> bool:
@@ -237,61 +267,7 @@ def _check_version(dialect: Dialect, headers: Mapping[bytes, bytes], scope: Scop
         )
 
 
-async def _read(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
-    """The whole body. Raises a 413 `ApiError` as soon as it is known to be larger than ``limit`` bytes."""
-    declared = headers.get(b"content-length")
-    if declared is not None and int(declared) > limit:
-        raise _too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.disconnect":
-        raise _Left
-    if not message.get("more_body", False) and len(body) <= limit:
-        return body
-    pieces = [body]
-    size = len(body)
-    while message.get("more_body", False) and size <= limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Left
-        piece: bytes = message.get("body", b"")
-        pieces.append(piece)
-        size += len(piece)
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(pieces)
-
-
 # --- errors ----------------------------------------------------------------------------------------------------------
-
-
-def _too_large(limit: int) -> ApiError:
-    """ERR-40. The connection ends with it: what was not read of the body is still on its way."""
-    return ApiError(
-        413,
-        f"The request body is too large. Expected at most {limit} bytes.",
-        headers={"connection": "close"},
-    )
-
-
-def _overloaded() -> ApiError:
-    """ERR-61."""
-    return ApiError(
-        503,
-        "The engine is currently overloaded, please try again later",
-        type="server_error",
-        headers={"retry-after": _RETRY_AFTER},
-    )
-
-
-def _server_error(request_id: str) -> ApiError:
-    """ERR-60, ERR-71."""
-    return ApiError(
-        500,
-        "The server had an error processing your request. Sorry about that! You can retry your request, or contact the "
-        f"operator of this server if it happens again. (Please include the request ID {request_id}.)",
-        type="server_error",
-    )
 
 
 def _rendered(error: ApiError) -> Answer:

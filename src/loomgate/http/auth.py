@@ -1,11 +1,11 @@
-"""Who is calling, and which endpoint the caller wants model calls to go to.
+"""Who is calling.
 
-What must live here: the forms in which a key and an upstream are named (OpenAI's, Portkey's, Azure's), and whom a
-server without keys trusts. What must not: routing itself (``gateway/``), or plain secrets in anything that is kept.
+What must live here: the forms in which a key is sent (OpenAI's, Portkey's, Azure's, Anthropic's), and whom a server
+without keys trusts. What must not: which way a model call goes (``naming`` and ``gateway/``).
 
-A key arrives as ``Authorization: Bearer KEY``, as ``x-portkey-api-key: KEY``, or on ``/openai`` as ``api-key: KEY``.
-Beside ``x-portkey-api-key`` the bearer token is the client's own provider key (GATEWAY AUTH-02), unless it is the same
-key again or the placeholder that Portkey's SDK sends.
+A key arrives as ``Authorization: Bearer KEY``, as ``x-portkey-api-key: KEY``, on ``/openai`` as ``api-key: KEY``, or as
+``x-api-key: KEY``, which Anthropic's SDK sends. Beside ``x-portkey-api-key`` one of the others is the client's own
+provider key (GATEWAY AUTH-02, AUTH-06), unless it is the same key again or the placeholder that Portkey's SDK sends.
 """
 
 import ipaddress
@@ -17,11 +17,11 @@ import msgspec
 
 from loomgate import clock
 from loomgate.errors import ApiError, bad_request
+from loomgate.http.naming import NOTHING, PREFIX, naming_of
 from loomgate.http.refusal import shortened
-from loomgate.wire.chat import Upstream
+from loomgate.wire.policy import Naming
 
 if TYPE_CHECKING:
-    from loomgate.settings import Settings
     from loomgate.store import Store
 
 Headers = Mapping[bytes, bytes]
@@ -30,70 +30,31 @@ _KEY_SECONDS = 2.0  # how long a key that was looked up counts without another l
 _EXIST_SECONDS = 1.0  # how long "no key was created yet" counts
 _MOST_KEYS = 10_000
 
-_PORTKEY = b"x-portkey-"
 # Portkey's Python SDK gives the OpenAI client below it this in place of a key.
 _PLACEHOLDER = "OPENAI_API_KEY"
-# Headers that choose or change where a call goes, or what happens to it on the way. They are refused, since a caller
-# relies on them; what remains are traces, metadata and facts about the client, which change no answer.
-_UNSUPPORTED = frozenset(
-    b"x-portkey-" + name
-    for name in (
-        b"config",
-        b"custom-host",
-        b"forward-headers",
-        b"request-timeout",
-        b"default-input-guardrails",
-        b"default-output-guardrails",
-        b"input-guardrails",
-        b"output-guardrails",
-        b"openai-organization",
-        b"openai-project",
-        b"provider-model",
-        b"workers-ai-account-id",
-        b"huggingface-base-url",
-        b"fireworks-account-id",
-        b"mistral-fim-completion",
-        b"snowflake-account",
-    )
-)
-_UNSUPPORTED_PREFIXES = tuple(
-    b"x-portkey-" + name
-    for name in (b"azure-", b"aws-", b"amz-", b"amzn-", b"vertex-", b"stability-", b"oracle-", b"anthropic-")
-)
-
 # What a proxy adds: behind one, the peer's address says nothing about who is calling.
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who is calling: the workspace, where its runs' model calls go, and the client's own provider key if it sent one.
+    """Who is calling: the workspace, and what the request says about the way of its model calls.
 
-    ``secret`` belongs to ``upstream`` of kind ``sealed``; it is sealed and kept only when a run is created.
     ``keyless``: let in without a key.
     """
 
     workspace: str
-    upstream: Upstream = Upstream()
-    secret: str | None = None
+    naming: Naming = Naming()
     keyless: bool = False
-
-    def __repr__(self) -> str:
-        return f"Caller(workspace={self.workspace!r}, upstream={self.upstream!r})"
 
 
 _NO_CALLER = Caller("default", keyless=True)
 
 
 class Auth:
-    """Looks keys up, with a small memory: nothing is hashed or read for a key that was seen a moment ago.
+    """Looks keys up, with a small memory: nothing is hashed or read for a key that was seen a moment ago."""
 
-    ``vendors`` are the names of the catalogue's vendors that have an address of their own.
-    """
-
-    def __init__(self, store: "Store", settings: "Settings", vendors: frozenset[str]) -> None:
+    def __init__(self, store: "Store") -> None:
         self._store = store
-        self._settings = settings
-        self._vendors = vendors
         self._known: dict[str, tuple[Caller, float]] = {}
         self._keys_exist = False
         self._looked = float("-inf")
@@ -101,25 +62,26 @@ class Auth:
     async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool) -> Caller:
         """Who sent a request with ``headers`` (lower-case names).
 
-        Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for an
-        upstream that cannot be used.
+        Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for headers
+        that cannot be read.
         """
-        portkey = any(name.startswith(_PORTKEY) for name in headers)
-        bearer = _bearer(headers)
-        key = _text(headers, b"x-portkey-api-key") if portkey else None
+        bearer = _bearer(headers) or _text(headers, b"x-api-key")
+        key = _text(headers, b"x-portkey-api-key")
         if key is None and azure:
             key = _text(headers, b"api-key")
         own = bearer if key is not None and bearer not in (key, _PLACEHOLDER) else None
         if key is None:
             key = bearer
-        if await self._any_keys():
-            caller = await self._by_key(key)
+        if self._keys_exist or await self._any_keys():
+            caller = self._remembered(key) or await self._by_key(key)
         else:
             _trust_the_machine(scope, headers)
             caller = _NO_CALLER
+            portkey = any(name.startswith(PREFIX) for name in headers)
             if portkey and b"x-portkey-api-key" not in headers and bearer != _PLACEHOLDER:
                 own = bearer  # no key of ours is needed, so it can only be the provider's
-        return await self._with_upstream(caller, headers, own) if portkey else caller
+        naming = naming_of(headers, own)
+        return caller if naming is NOTHING else Caller(caller.workspace, naming, caller.keyless)
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -134,6 +96,10 @@ class Auth:
             self._looked = now
         return self._keys_exist
 
+    def _remembered(self, key: str | None) -> Caller | None:
+        found = self._known.get(key) if key is not None else None
+        return found[0] if found is not None and clock.monotonic() < found[1] else None
+
     async def _by_key(self, key: str | None) -> Caller:
         if not key:
             raise _unauthorized(
@@ -141,9 +107,6 @@ class Auth:
                 "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             )
         now = clock.monotonic()
-        found = self._known.get(key)
-        if found is not None and now < found[1]:
-            return found[0]
         workspace = await self._store.keys.workspace_of(key)
         if workspace is None:
             self._known.pop(key, None)
@@ -158,54 +121,6 @@ class Auth:
         self._known[key] = (caller, now + _KEY_SECONDS)
         return caller
 
-    # Upstreams
-
-    async def _with_upstream(self, caller: Caller, headers: Headers, own: str | None) -> Caller:
-        """``caller`` with the upstream that its Portkey headers name."""
-        for name in headers:
-            if name.startswith(_PORTKEY) and (name in _UNSUPPORTED or name.startswith(_UNSUPPORTED_PREFIXES)):
-                raise bad_request(
-                    f"The header '{name.decode('latin-1')}' is not supported by this server. Name the provider with "
-                    "x-portkey-virtual-key or x-portkey-provider.",
-                    code="unsupported_header",
-                )
-        slug, provider = _text(headers, b"x-portkey-virtual-key"), _text(headers, b"x-portkey-provider")
-        if slug is not None and provider is not None:
-            raise bad_request(
-                "Expected one of the headers x-portkey-virtual-key and x-portkey-provider, but got both.",
-                code="invalid_value",
-            )
-        if slug is not None:
-            if not await self._is_virtual_key(caller.workspace, slug):
-                raise _unknown("x-portkey-virtual-key", slug, "a virtual key of this workspace")
-            return msgspec.structs.replace(caller, upstream=Upstream("virtual_key", slug))
-        if provider is None:
-            return caller
-        if provider.startswith("@"):
-            slug = provider[1:]
-            if await self._is_virtual_key(caller.workspace, slug):
-                return msgspec.structs.replace(caller, upstream=Upstream("virtual_key", slug))
-            if slug in self._settings.providers:
-                return msgspec.structs.replace(caller, upstream=Upstream("provider", slug))
-            raise _unknown("x-portkey-provider", provider, "a virtual key of this workspace or a configured provider")
-        if own is not None:
-            if provider not in self._settings.providers and provider not in self._vendors:
-                raise _unknown("x-portkey-provider", provider, "a known provider")
-            return msgspec.structs.replace(caller, upstream=Upstream("sealed", provider), secret=own)
-        if provider not in self._settings.providers:
-            raise _unknown(
-                "x-portkey-provider",
-                provider,
-                "a provider that this server is configured for, or a provider's own key in the Authorization header",
-            )
-        return msgspec.structs.replace(caller, upstream=Upstream("provider", provider))
-
-    async def _is_virtual_key(self, workspace: str, slug: str) -> bool:
-        declared = self._settings.virtual_keys.get(slug)
-        if declared is not None and declared.workspace == workspace:
-            return True
-        return await self._store.virtual_keys.get(workspace, slug) is not None
-
 
 def masked(key: str) -> str:
     """A key as an error may show it: its beginning and its last four characters, if it is long enough (ERR-11)."""
@@ -214,12 +129,6 @@ def masked(key: str) -> str:
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:
     return ApiError(401, message, code=code, headers={"www-authenticate": "Bearer"})
-
-
-def _unknown(header: str, value: str, expected: str) -> ApiError:
-    return bad_request(
-        f"Invalid header '{header}': '{shortened(value)}' is not known here. Expected {expected}.", code="invalid_value"
-    )
 
 
 def _text(headers: Headers, name: bytes) -> str | None:

@@ -4,13 +4,16 @@
 the first mistake in the words of BEHAVIOUR section 8. What types cannot say is in `loomgate.http.checks`.
 """
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.types import Receive
 
 from loomgate.errors import ApiError, bad_request
 from loomgate.http import refusal
+from loomgate.http.faults import too_large
 
 T = TypeVar("T")
 
@@ -58,3 +61,32 @@ def _refused(body: bytes, type: type[Any], error: msgspec.ValidationError) -> Ap
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as malformed:
         return _not_json(malformed)
     return refusal.find(type, value) or bad_request(f"Invalid body: {error}.", code="invalid_value")
+
+
+class Left(Exception):
+    """The client went away before its request was read."""
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    """The whole body. Raises a 413 `ApiError` as soon as it is known to be larger than ``limit`` bytes."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise Left
+    if not message.get("more_body", False) and len(body) <= limit:
+        return body
+    pieces = [body]
+    size = len(body)
+    while message.get("more_body", False) and size <= limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Left
+        piece: bytes = message.get("body", b"")
+        pieces.append(piece)
+        size += len(piece)
+    if size > limit:
+        raise too_large(limit)
+    return b"".join(pieces)

@@ -57,13 +57,11 @@ async def _composed(call: Call, request: CreateRun | CreateThreadAndRun, thread_
     assistant, sampling = await call.engine.store.assistants.get(call.workspace, request.assistant_id)
     settings = call.settings
     run = compose.run(request, thread_id, assistant, now=clock.timestamp(), ttl=settings.run_ttl_seconds)
-    upstream = call.caller.upstream
-    refusal = call.engine.refusal(run.model, upstream)
+    naming = call.caller.naming
+    refusal = await call.engine.refusal(run.model, naming, call.workspace)
     if refusal is not None:
         raise bad_request(shortened(refusal, 500), "model", "model_not_found")  # RUN-16
-    if call.caller.secret is not None:
-        credential = await call.engine.store.credentials.keep(call.workspace, call.caller.secret)
-        upstream = msgspec.structs.replace(upstream, credential=credential)
+    upstream = await call.engine.remembered(naming, call.workspace)
     spec = compose.spec(request, sampling, upstream, include, cancel_on_disconnect=settings.cancel_on_disconnect)
     return run, spec
 

@@ -1,0 +1,318 @@
+"""One exchange with an endpoint: request out, answer in, translated where the two sides speak differently.
+
+What must live here: which way a body goes (as it is, by an operation, or through a front and a dialect), and what an
+endpoint's status, headers and failure become. What must not: whether it is tried again, or somewhere else.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+
+import msgspec
+
+from loomgate import clock
+from loomgate.errors import ProviderError
+from loomgate.gateway.call import Answer, Effective, Fields, Request
+from loomgate.gateway.fronts import FRONTS
+from loomgate.gateway.fronts.errors import error_body
+from loomgate.gateway.fronts.front import About, Encoder
+from loomgate.gateway.resolve import Resolved
+from loomgate.providers import scripted
+from loomgate.providers.dialect import Decoder, HttpCall, Target
+from loomgate.providers.failure import masked
+from loomgate.providers.operations import dialect_of, operation, proxied
+from loomgate.providers.service_account import AccessTokens
+from loomgate.providers.transport import Reply, Timeouts, Transport
+from loomgate.wire.chat import Chunk, Finish
+from loomgate.wire.ids import new_id
+
+_LONGEST_ERROR = 64 * 1024
+_LONGEST_WHOLE = 64 * 1024 * 1024  # an answer that has to be read as a whole before it can be translated
+_SMALL = 256 * 1024  # a whole answer up to this size is taken in one piece, a larger one passes as it comes
+# After the last chunk: how long to wait for the end of the body, so that the connection can be used again.
+_DRAIN = Timeouts(idle=0.5)
+_TIMEOUTS = Timeouts()
+
+_encode = msgspec.json.Encoder().encode
+
+# Headers that concern one connection (RFC 9110 7.6.1), or are made anew for the client (RSP-07).
+_OURS = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade content-length "
+    b"date server alt-svc set-cookie strict-transport-security".split()
+)
+_OUR_PREFIX = b"x-portkey-"
+
+# The status by which a failure without an answer is told (RTY-10, GERR-03), and its type.
+_STATUS = {"timeout": 504, "connect": 503, "cut": 502, "malformed": 502, "auth": 401, "invalid": 400}
+_TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
+
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+class Exchange:
+    """Sends requests to endpoints. One per gateway."""
+
+    def __init__(self, transport: Transport, timeouts: Timeouts) -> None:
+        self._transport = transport
+        self._timeouts = timeouts
+        self._tokens = AccessTokens(transport)
+
+    async def send(
+        self, request: Request, resolved: Resolved, effective: Effective, fields: Fields, tries: int
+    ) -> Answer:
+        """What the endpoint answers, whatever its status; ``fields`` is the body after the config's params.
+
+        A failure without an answer becomes one, with the `ProviderError` in `Answer.error` (RTY-10, TMO-01). ``tries``
+        counts the earlier ones. Raises `ApiError` for a request that cannot be made into one for this endpoint.
+        """
+        target = resolved.target
+        timeouts = resolved.config.timeouts or self._timeouts
+        limit = effective.request_timeout
+        if limit is not None:
+            timeouts = msgspec.structs.replace(timeouts, first_byte=limit / 1000)
+        secrets = target.secrets
+        try:
+            if target.vendor.auth == "service_account":
+                target = await self._tokens.opened(target, timeouts, trusted=not target.public_only)
+                secrets = (*target.secrets, *secrets)
+            answer = await self._send(request, resolved, target, effective, fields, timeouts)
+        except ProviderError as error:
+            if limit is not None and error.kind == "timeout":
+                answer = timed_out(limit)
+                answer.error = error
+            else:
+                told = ProviderError(
+                    error.kind, masked(error.message, *secrets), status=error.status, retry_after=error.retry_after
+                )
+                answer = failed(resolved.provider, told)
+        if answer.status == 401 and resolved.target.vendor.auth == "service_account":
+            self._tokens.forget(secrets[0] if secrets else None)
+        answer.provider = resolved.provider
+        answer.model = resolved.model or ""
+        return answer
+
+    async def play(self, request: Request, fields: Fields, tries: int) -> Answer:
+        """The deterministic model's answer: no endpoint, the same ways back."""
+        front = FRONTS[request.endpoint.name]
+        call = request.chat or front.chat(fields)
+        about = _about("scripted", call.model, fields)
+        try:
+            answer = await self._told(request, scripted.stream(call, tries), about, stream=call.stream)
+        except ProviderError as error:
+            answer = failed("scripted", error)
+        answer.provider, answer.model = "scripted", call.model
+        return answer
+
+    async def _send(
+        self,
+        request: Request,
+        resolved: Resolved,
+        target: Target,
+        effective: Effective,
+        fields: Fields,
+        timeouts: Timeouts,
+    ) -> Answer:
+        name, vendor = request.endpoint.name, target.vendor
+        if not request.endpoint.mapped:
+            call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
+            return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
+        doing = None if request.chat is not None else operation(vendor, name)
+        if doing is not None:
+            raw = request.body if fields is request.fields else None
+            call = doing.request(request, fields, raw, target)
+            reply = await self._reply(call, target, effective, request, timeouts)
+            if reply.status >= 400:
+                return (await self._refused(resolved, reply))[0]
+            if doing.passes:
+                return await self._passed(request, reply)
+            async with reply:
+                body = await reply.read(_LONGEST_WHOLE)
+            content_type = reply.headers.get("content-type", "")
+            made = doing.answer(body, content_type, fields, target)
+            return Answer(200, made.body, headers=[(b"content-type", made.content_type), *_passing(reply)])
+        front, dialect = FRONTS.get(name), dialect_of(target)
+        if front is None or dialect is None:
+            return unsupported(request, resolved.provider)
+        chat = request.chat if request.chat is not None and fields is request.fields else front.chat(fields)
+        if chat.model != resolved.model and resolved.model is not None:
+            chat = msgspec.structs.replace(chat, model=resolved.model)
+        reply = await self._reply(dialect.request(chat, target), target, effective, request, timeouts)
+        if reply.status != 200:
+            answer, said = await self._refused(resolved, reply)
+            answer.error = dialect.error(reply.status, reply.headers, said)
+            return answer
+        about = _about(resolved.provider, chat.model, fields, strict=_strict(request, effective))
+        answer = await self._told(request, _chunks(reply, dialect.decoder()), about, stream=chat.stream)
+        answer.headers += _passing(reply)
+        return answer
+
+    async def _reply(
+        self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
+    ) -> Reply:
+        """Send ``call`` with what proves it and the headers that the client wants to go along (RH-13, RH-19 to RH-21)."""
+        more = _forwarded(request, effective, target)
+        if more or target.public_only:
+            call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+        if target.auth is not None:
+            call = target.auth(call)
+        return await self._transport.send(call, timeouts)
+
+    async def _passed(self, request: Request, reply: Reply) -> Answer:
+        """The endpoint's answer as it is: whole when it is small, else piece by piece."""
+        headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        whole = reply.whole
+        if whole is None and not reply.headers.get("content-type", "").startswith("text/event-stream"):
+            length = reply.headers.get("content-length", "")
+            if length.isdecimal() and int(length) <= _SMALL:
+                async with reply:
+                    whole = await reply.read(_SMALL)
+        if whole is not None:
+            reply.close()
+            return Answer(reply.status, whole, headers=headers)
+        return Answer(reply.status, stream=_pieces(reply), headers=headers)
+
+    async def _refused(self, resolved: Resolved, reply: Reply) -> tuple[Answer, bytes]:
+        """An error of a mapped endpoint in OpenAI's shape (GERR-01, GERR-09), and what the endpoint said."""
+        async with reply:
+            said = await reply.read(_LONGEST_ERROR)
+        made = error_body(resolved.provider, reply.status, reply.headers.get("content-type", ""), said)
+        body = masked(_encode(made).decode(), *resolved.target.secrets).encode()
+        return Answer(reply.status, body, headers=[JSON, *_passing(reply)]), said
+
+    async def _told(
+        self, request: Request, chunks: AsyncGenerator[Chunk, None], about: About, *, stream: bool
+    ) -> Answer:
+        """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
+        first = await anext(chunks)
+        told = _with_first(first, chunks)
+        if request.chat is not None:
+            return Answer(200, chunks=told)
+        front = FRONTS[request.endpoint.name]
+        if stream:
+            return Answer(200, stream=_encoded(told, front.encoder(about)), headers=[EVENTS])
+        whole = front.whole([chunk async for chunk in told], about)
+        return Answer(200, _encode(whole), headers=[JSON])
+
+
+# --- answers that no endpoint made -----------------------------------------------------------------------------------
+
+
+def error_answer(status: int, message: str, type: str, *, provider: str = "", code: str | None = None) -> Answer:
+    """An error in OpenAI's shape that Portkey's clients can read as well (VAL-21)."""
+    made: Fields = {"error": {"message": message, "type": type, "param": None, "code": code}}
+    if provider:
+        made["provider"] = provider
+    return Answer(status, _encode({**made, "status": "failure", "message": message}), headers=[JSON])
+
+
+def failed(provider: str, error: ProviderError) -> Answer:
+    """The answer for an exchange that broke (RTY-10)."""
+    status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
+    type = _TYPE.get(error.kind, "api_error")
+    answer = error_answer(status, f"{provider} error: {error.message}", type, provider=provider, code=error.kind)
+    answer.error = error
+    return answer
+
+
+def timed_out(milliseconds: int) -> Answer:
+    """TMO-01."""
+    message = f"Request exceeded the timeout sent in the request: {milliseconds}ms"
+    made = {"error": {"message": message, "type": "timeout_error", "param": None, "code": None}}
+    return Answer(408, _encode(made), headers=[JSON])
+
+
+def unsupported(request: Request, provider: str) -> Answer:
+    """GERR-04."""
+    answer = error_answer(500, f"{request.endpoint.inner} is not supported by {provider}", "invalid_request_error")
+    answer.final = True
+    answer.error = ProviderError("invalid", f"{request.endpoint.inner} is not supported by {provider}")
+    return answer
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The endpoint's headers beside those of a body that was made anew."""
+    return [
+        pair
+        for pair in reply.raw_headers
+        if pair[0] not in _OURS and pair[0] not in (b"content-type", b"content-encoding", b"cache-control")
+        and not pair[0].startswith(_OUR_PREFIX)
+    ]
+
+
+async def _pieces(reply: Reply) -> AsyncGenerator[bytes, None]:
+    async with reply:
+        while piece := await reply.piece():
+            yield piece
+
+
+async def _chunks(reply: Reply, decoder: Decoder) -> AsyncGenerator[Chunk, None]:
+    async with reply:
+        over = False
+        while not over:
+            data = await reply.piece()
+            for chunk in decoder.feed(data) if data else decoder.end():
+                yield chunk
+                over = isinstance(chunk, Finish)
+        reply.hurry(_DRAIN)
+        try:
+            while await reply.piece():
+                pass
+        except ProviderError:
+            pass
+
+
+async def _with_first(first: Chunk, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    try:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+    finally:
+        await chunks.aclose()
+
+
+async def _encoded(chunks: AsyncGenerator[Chunk, None], encoder: Encoder) -> AsyncGenerator[bytes, None]:
+    try:
+        async for chunk in chunks:
+            if data := encoder.feed(chunk):
+                yield data
+    except ProviderError as error:
+        yield encoder.error(error.message, _TYPE.get(error.kind, "api_error"), error.kind)
+    finally:
+        await chunks.aclose()
+
+
+def _about(provider: str, model: str, fields: Fields, *, strict: bool = True) -> About:
+    return About(
+        id=new_id("chatcmpl"), created=clock.timestamp(), model=model, provider=provider, strict=strict, asked=fields
+    )
+
+
+def _strict(request: Request, effective: Effective) -> bool:
+    """STR-04: one ``false`` suffices."""
+    return request.naming.strict and effective.strict is not False
+
+
+_OPENAI = frozenset({"openai", "azure-openai"})
+
+
+def _forwarded(request: Request, effective: Effective, target: Target) -> dict[str, str]:
+    """What of the client's own headers goes along."""
+    given, made = request.headers, dict(request.naming.forward)
+    for name in effective.forward_headers:
+        if (value := given.get(name.lower())) is not None:
+            made[name] = value
+    if target.vendor.name in _OPENAI:
+        _set(made, "OpenAI-Beta", given.get("x-portkey-openai-beta") or given.get("openai-beta"))
+        _set(made, "OpenAI-Organization", effective.options.get("openai_organization"))
+        _set(made, "OpenAI-Project", effective.options.get("openai_project"))
+    elif target.vendor.dialect == "anthropic":
+        _set(made, "anthropic-beta", given.get("x-portkey-anthropic-beta") or given.get("anthropic-beta"))
+        _set(made, "anthropic-version", given.get("x-portkey-anthropic-version") or given.get("anthropic-version"))
+    return made
+
+
+def _set(made: dict[str, str], name: str, value: object) -> None:
+    if value:
+        made[name] = str(value)

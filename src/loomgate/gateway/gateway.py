@@ -1,0 +1,266 @@
+"""The whole pipeline on one page: name, choose a target, check, look in the cache, try, check, keep, answer.
+
+What must live here: the order of these steps. What must not: how any of them is done.
+"""
+
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+
+import msgspec
+
+from loomgate import clock
+from loomgate.errors import RETRYABLE, ApiError, ProviderError, ProviderErrorKind, bad_request
+from loomgate.gateway import hosts, params, retry
+from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.call import Answer, Effective, Fields, Node, Request
+from loomgate.gateway.config import GatewayConfig, Stored
+from loomgate.gateway.exchange import Exchange
+from loomgate.gateway.guard import Guard
+from loomgate.gateway.guardrails import Guards, compile_guardrails
+from loomgate.gateway.meter import CallRecord, Meter
+from loomgate.gateway.resolve import Resolved, Resolver
+from loomgate.gateway.route import Router
+from loomgate.gateway.tree import compile_naming
+from loomgate.providers import scripted
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.transport import Transport
+from loomgate.wire.chat import Chat, Chunk, Upstream
+from loomgate.wire.endpoints import ENDPOINTS
+from loomgate.wire.policy import Naming
+
+_CHAT = ENDPOINTS["chat"]
+_PLAYED = frozenset({"chat", "complete", "messages"})
+# What a refusal of the gateway's own means to a run (PRX-19).
+_KINDS: dict[int, ProviderErrorKind] = {401: "auth", 404: "model_not_found", 408: "timeout", 412: "quota", 429: "rate_limit"}
+
+
+class Gateway:
+    """The way to every model. Make one per process, `close` it at the end.
+
+    ``stored`` looks up what workspaces have stored; ``dice`` gives a float in [0, 1) for weights and jitter.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        transport: Transport | None = None,
+        stored: Stored | None = None,
+        dice: Callable[[], float] = random.random,
+        *,
+        cache: AnswerCache | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        self._config = config
+        self._stored = stored or Stored()
+        self._dice = dice
+        self._transport = transport or Transport()
+        self._resolver = Resolver(config, self._stored)
+        self._exchange = Exchange(self._transport, config.timeouts)
+        self._router = Router(dice)
+        self._guards = Guards(self._transport.send, trusted=lambda url: hosts.is_trusted(url, config.trusted))
+        self._cache = cache or AnswerCache(0, None)
+        self._meter = meter or Meter(None)
+
+    # --- the pipeline ---
+
+    async def call(self, request: Request, skip: frozenset[str] = frozenset()) -> Answer:
+        """The answer to ``request``, whatever its status: read it to its end or close it.
+
+        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again. Raises `ApiError` for a request that cannot go
+        anywhere.
+        """
+        record = self._meter.begin(request)
+        try:
+            node = await self._node(request)
+            answer = await self._router.walk(node, request, partial(self._attempt, request, record), skip)
+        except ApiError as error:
+            record.refused(error)
+            raise
+        except BaseException:
+            record.abandoned()
+            raise
+        return record.watched(answer)
+
+    async def _attempt(self, request: Request, record: CallRecord, effective: Effective) -> Answer:
+        """One target's answer."""
+        fields = params.apply(request.fields, effective)
+        model = fields.get("model")
+        resolved = None
+        if not self._plays(request, effective, model):
+            resolved = await self._resolver.resolve(request, effective, model if isinstance(model, str) else None)
+            if resolved.model != model:
+                fields = {**fields, "model": resolved.model}
+        guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
+        if guard is not None and (refused := await guard.admits(fields)) is not None:
+            return refused
+        fields = fields if guard is None else guard.fields
+        plan = None if effective.cache is None else self._cache.plan(request, effective, resolved, fields)
+        if plan is not None and (hit := await self._cache.lookup(plan)) is not None:
+            return hit if guard is None else guard.noted(hit)
+        answer = await self._tries(request, record, effective, resolved, fields, guard)
+        if plan is not None:
+            answer = self._cache.kept(plan, answer)
+        return answer
+
+    async def _tries(
+        self,
+        request: Request,
+        record: CallRecord,
+        effective: Effective,
+        resolved: Resolved | None,
+        fields: Fields,
+        guard: Guard | None,
+    ) -> Answer:
+        """Ask the endpoint until it answers or no try is left (GATEWAY 6.7)."""
+        tries, waited = 0, 0.0
+        while True:
+            began = clock.monotonic()
+            if resolved is None:
+                answer = await self._exchange.play(request, fields, tries)
+            else:
+                answer = await self._exchange.send(request, resolved, effective, fields)
+            record.attempted(answer.provider, answer.status, clock.monotonic() - began)
+            if guard is not None:
+                answer = await guard.checked(answer)
+            wait = self._wait(request, effective, resolved, answer, tries, waited)
+            if wait is None:
+                answer.retries = retry.count(effective.retry, tries, answer.status)
+                return answer
+            await answer.close()
+            await clock.sleep(wait)
+            tries += 1
+            waited += wait
+
+    def _wait(
+        self, request: Request, effective: Effective, resolved: Resolved | None, answer: Answer, tries: int, waited: float
+    ) -> float | None:
+        """Seconds until the next try, or None. A run is tried again even when no config says how: nobody else would."""
+        error = answer.error
+        if effective.retry is not None or request.chat is None or error is None:
+            headers = answer.headers if answer.status == 429 else []
+            return retry.wait(effective.retry, tries, waited, answer.status, headers)
+        own = self._config.retries
+        attempts = (resolved.config.attempts if resolved is not None else None) or own.attempts
+        if error.kind not in RETRYABLE or tries + 1 >= attempts:
+            return None
+        if error.retry_after is not None and error.retry_after > own.longest_retry_after:
+            return None
+        return own.wait(error, tries + 1, self._dice())
+
+    async def _node(self, request: Request) -> Node:
+        """What the request's headers say, over the config they name."""
+        naming = request.naming
+        saved = naming.inline
+        if naming.config is not None:
+            saved = await self._stored.config(request.workspace, naming.config)
+            if saved is None:
+                raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
+        return compile_naming(naming, saved, _guardrails)
+
+    def _plays(self, request: Request, effective: Effective, model: object) -> bool:
+        """Whether the deterministic model is meant."""
+        return (
+            self._config.scripted
+            and isinstance(model, str)
+            and scripted.is_scripted(model)
+            and request.endpoint.name in _PLAYED
+        )
+
+    # --- runs ---
+
+    async def chat(
+        self, call: Chat, upstream: Upstream, workspace: str, skip: frozenset[str] = frozenset(), broke: int = 0
+    ) -> AsyncGenerator[Chunk, None]:
+        """Make a run's model call and yield its chunks, the last one a `Finish`.
+
+        ``upstream`` says where to, ``workspace`` whose stored keys may be used. A turn whose answer broke in the middle
+        ``broke`` times is called again after a while, and not on the targets in ``skip`` if there are others. Raises
+        `ProviderError`, its message without keys and its ``path`` that of the target which broke. Closing or cancelling
+        the iterator closes the connection at once; wrap it in `contextlib.aclosing` if you may leave it early.
+        """
+        if broke:
+            await clock.sleep(self._dice() * min(self._config.retries.cap, self._config.retries.base * 2**broke))
+        try:
+            naming = self.way(upstream) if upstream.kind != "sealed" else await self._opened(upstream, workspace)
+            answer = await self.call(Request(_CHAT, naming, workspace, chat=call), skip)
+        except ApiError as error:
+            raise ProviderError(_KINDS.get(error.status, "invalid"), error.message, status=error.status) from None
+        if answer.chunks is None:
+            raise answer.error or _refusal(answer)
+        try:
+            async with aclosing(answer.chunks) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except ProviderError as error:
+            error.path = answer.path
+            raise
+
+    def way(self, upstream: Upstream) -> Naming:
+        """What a run's reference (any but a sealed one) stands for."""
+        name = upstream.name or None
+        return Naming(
+            provider=name if upstream.kind == "provider" else None,
+            virtual_key=name if upstream.kind == "virtual_key" else None,
+            config=name if upstream.kind == "config" else None,
+            trace_id=upstream.trace_id,
+            metadata=upstream.metadata,
+        )
+
+    async def _opened(self, upstream: Upstream, workspace: str) -> Naming:
+        found = await self._stored.naming(workspace, upstream.credential or "")
+        if found is None:
+            raise ApiError(401, f"The provider key for '{upstream.name}' does not exist any more in this workspace.")
+        return msgspec.structs.replace(found, trace_id=upstream.trace_id, metadata=upstream.metadata)
+
+    async def check(self, workspace: str, naming: Naming) -> None:
+        """Raises a 400 `ApiError` that names the header when ``naming`` names what does not exist."""
+        if naming.virtual_key is not None and await self._resolver.stored(workspace, naming.virtual_key) is None:
+            raise _unknown("x-portkey-virtual-key", naming.virtual_key, "a virtual key of this workspace")
+        if naming.config is not None and await self._stored.config(workspace, naming.config) is None:
+            raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
+        if naming.custom_host is not None:
+            hosts.check(naming.custom_host, self._config.trusted)
+        provider = naming.provider
+        if provider is None:
+            return
+        providers = self._config.providers
+        if provider.startswith("@"):
+            slug = provider[1:]
+            if slug not in providers and await self._resolver.stored(workspace, slug) is None:
+                raise _unknown(
+                    "x-portkey-provider", provider, "a virtual key of this workspace or a configured provider"
+                )
+        elif provider not in providers and provider not in CATALOGUE:
+            raise _unknown("x-portkey-provider", provider, "a known provider")
+
+    async def refusal(self, model: str, naming: Naming, workspace: str) -> str | None:
+        """Why a run with ``model`` cannot be routed, or ``None`` (BEHAVIOUR RUN-16). What a config says is seen later."""
+        if naming.config is not None or naming.inline is not None:
+            return None
+        node = compile_naming(naming, None, _guardrails)
+        if self._plays(Request(_CHAT, naming, workspace), node.effective, model):
+            return None
+        return await self._resolver.refusal(workspace, node.effective, model)
+
+    async def close(self) -> None:
+        """Close the transport, after the last checks and log records."""
+        await self._guards.close(1.0)
+        await self._meter.close()
+        await self._transport.close()
+
+
+_guardrails = compile_guardrails
+
+
+def _unknown(header: str, value: str, expected: str) -> ApiError:
+    return bad_request(
+        f"Invalid header '{header}': '{value[:100]}' is not known here. Expected {expected}.", code="invalid_value"
+    )
+
+
+def _refusal(answer: Answer) -> ProviderError:
+    """What an answer that is no model's means to a run (PRX-19)."""
+    kind = _KINDS.get(answer.status) or ("server" if answer.status >= 500 else "invalid")
+    return ProviderError(kind, answer.message, status=answer.status)

@@ -1,0 +1,241 @@
+"""From names to endpoints: which address, with whose key, a target of a config stands for (GATEWAY section 2).
+
+What must live here: the order in which names are looked up, and whose secret may go where. What must not: choosing among
+targets (``route``), sending.
+
+A stored secret (the operator's, a virtual key's) goes only to the address it was stored with: a request that names a
+custom host brings its own key, or none.
+"""
+
+import re
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from loomgate import clock
+from loomgate.errors import ApiError, ProviderError, bad_request
+from loomgate.gateway import hosts
+from loomgate.gateway.call import Effective, Request
+from loomgate.gateway.config import GatewayConfig, ProviderConfig, Stored, StoredKey
+from loomgate.providers.bedrock import SIGNING_NAME
+from loomgate.providers.catalogue import CATALOGUE, Vendor
+from loomgate.providers.dialect import Target
+from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
+
+_MEMORY_SECONDS = 2.0  # how long a stored key counts without another look: a change takes as long to be noticed
+_MOST_KEYS = 10_000
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model."""
+
+    provider: str
+    target: Target
+    config: ProviderConfig
+    model: str | None = None
+    stored: str | None = None
+    limits: object = None
+
+
+class Resolver:
+    """Looks names up, with a small memory for what is stored."""
+
+    def __init__(self, config: GatewayConfig, stored: Stored) -> None:
+        self._config = config
+        self._stored = stored
+        self._known: dict[tuple[str, str], tuple[StoredKey | None, float]] = {}
+
+    async def resolve(self, request: Request, effective: Effective, model: str | None) -> Resolved:
+        """The endpoint for one target. Raises a 4xx `ApiError` for names that lead nowhere."""
+        name, api_key = effective.provider, effective.api_key
+        if effective.virtual_key is not None:
+            return await self._by_stored(request, effective, effective.virtual_key, model)
+        if name is None and model is not None and model.startswith("@"):
+            slug, _, rest = model[1:].partition("/")
+            if not slug or not rest:
+                raise bad_request(f"Invalid 'model': expected '@provider/model', but got '{model[:100]}'.", "model")
+            name, model = "@" + slug, rest
+        if name is not None and name.startswith("@"):
+            return await self._by_stored(request, effective, name[1:], model)
+        if name is None:
+            name, model = self._by_model(request, model)
+        return self._made(effective, name, self._of(name, api_key, effective), model)
+
+    def refusal(self, model: str, effective: Effective) -> str | None:
+        """Why a run's model call could not be routed, or ``None``. No I/O: what is stored is looked up later."""
+        name = effective.provider
+        if effective.virtual_key is not None or (name or "").startswith("@") or (name is None and model[:1] == "@"):
+            return None
+        try:
+            if name is None:
+                name, _ = self._by_model(None, model)
+            self._made(effective, name, self._of(name, effective.api_key, effective), model)
+        except ApiError as error:
+            return error.message
+        return None
+
+    def forget(self, workspace: str, slug: str) -> None:
+        """A stored key was changed."""
+        self._known.pop((workspace, slug), None)
+
+    # --- names ---
+
+    async def _by_stored(self, request: Request, effective: Effective, slug: str, model: str | None) -> Resolved:
+        found = await self.stored(request.workspace, slug)
+        if found is None:
+            config = self._config.providers.get(slug)
+            if config is None:
+                raise bad_request(
+                    f"Invalid provider: '@{slug[:100]}' is neither a virtual key of this workspace nor a configured "
+                    "provider.",
+                    code="unknown_provider",
+                )
+            return self._made(effective, slug, config, model)
+        base = self._config.providers.get(found.provider) or ProviderConfig(vendor=found.provider)
+        config = msgspec.structs.replace(
+            base,
+            # Never the operator's key: it must not pay, or travel to, what a workspace chose.
+            api_key=found.api_key,
+            aws=found.aws,
+            base_url=found.base_url or base.base_url,
+            options={**base.options, **found.options},
+            private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
+        )
+        made = self._made(effective, found.provider, config, model)
+        return msgspec.structs.replace(made, stored=slug, limits=found.limits)
+
+    async def stored(self, workspace: str, slug: str) -> StoredKey | None:
+        """What ``slug`` stands for in ``workspace``."""
+        now, key = clock.monotonic(), (workspace, slug)
+        known = self._known.get(key)
+        if known is not None and now < known[1]:
+            return known[0]
+        found = await self._stored.key(workspace, slug)
+        if len(self._known) >= _MOST_KEYS:
+            self._known.clear()
+        self._known[key] = (found, now + _MEMORY_SECONDS)
+        return found
+
+    def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
+        """The provider for a model when nothing else names one, and the model's name there."""
+        providers = self._config.providers
+        if model:
+            for name, config in providers.items():
+                row = CATALOGUE.get(config.vendor)
+                if any(fnmatchcase(model, pattern) for pattern in config.models or (row.models if row else ())):
+                    return name, model
+            prefix, slash, rest = model.partition("/")
+            if slash and rest and prefix in providers:
+                return prefix, rest
+        if self._config.default is not None:
+            return self._config.default, model
+        if not model:
+            raise bad_request(
+                "Either x-portkey-config or x-portkey-provider header is required", code="provider_required"
+            )
+        raise ApiError(
+            404 if request is None or request.run else 400,
+            f"The model '{model[:200]}' does not exist here: no provider's models match it and there is no default "
+            "provider. Name one with the header x-portkey-provider, x-portkey-virtual-key or x-portkey-config, or as "
+            "'@provider/model'; or configure a provider for it, or use the model 'scripted'.",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _of(self, name: str, api_key: str | None, effective: Effective) -> ProviderConfig:
+        """The settings that calls to the provider ``name`` use, with the client's own key if it brought one."""
+        config = self._config.providers.get(name)
+        if config is None:
+            if name not in CATALOGUE:
+                raise bad_request(
+                    f"Invalid provider passed: '{name[:100]}' is neither a configured provider nor a known vendor.",
+                    code="unknown_provider",
+                )
+            config = ProviderConfig(vendor=name)
+        if api_key is not None or effective.custom_host is not None or _has_secrets(effective):
+            config = msgspec.structs.replace(config, api_key=api_key, aws=None)
+        return config
+
+    # --- endpoints ---
+
+    def _made(self, effective: Effective, name: str, config: ProviderConfig, model: str | None) -> Resolved:
+        vendor = CATALOGUE.get(config.vendor)
+        if vendor is None:
+            raise bad_request(f"The provider '{name}' names an unknown vendor '{config.vendor}'.", code="unknown_provider")
+        base_url, public_only = config.base_url or vendor.base_url, not config.private
+        if effective.custom_host is not None:
+            if effective.virtual_key is not None or (effective.provider or "").startswith("@"):
+                raise bad_request(
+                    "A custom host cannot be combined with a stored key: it would receive the secret. Send the "
+                    "provider's key in the Authorization header, or store the address with the virtual key.",
+                    code="invalid_custom_host",
+                )
+            base_url = hosts.check(effective.custom_host, self._config.trusted)
+            public_only = not hosts.is_trusted(base_url, self._config.trusted)
+        if base_url is None:
+            raise bad_request(
+                f"The provider '{name}' has no address of its own: name one with x-portkey-custom-host or base_url.",
+                code="provider_address_required",
+            )
+        if not re.match(r"https?://[^/\s]+", base_url):
+            raise bad_request(f"The base_url of the provider '{name}' is not an http(s) address.")
+        options = {**config.options, **effective.options} if effective.options else config.options
+        aws = config.aws or _aws(options)
+        if vendor.needs_key and not config.api_key and aws is None:
+            raise ApiError(
+                401,
+                f"There is no API key for the provider '{name}'. Send it in the Authorization header, or name a "
+                "virtual key.",
+                code="provider_key_required",
+            )
+        target = target_of(vendor, base_url, config, aws, options, public_only=public_only)
+        return Resolved(provider=vendor.name, target=target, config=config, model=model)
+
+
+def _has_secrets(effective: Effective) -> bool:
+    return any(name in effective.options for name in ("aws_access_key_id", "vertex_service_account_json"))
+
+
+def _aws(options: "dict[str, object] | object") -> AwsKeys | None:
+    given = options if isinstance(options, dict) else {}
+    if not given.get("aws_access_key_id") or not given.get("aws_secret_access_key"):
+        return None
+    return AwsKeys(
+        access_key_id=str(given["aws_access_key_id"]),
+        secret_access_key=str(given["aws_secret_access_key"]),
+        session_token=str(given["aws_session_token"]) if given.get("aws_session_token") else None,
+    )
+
+
+def target_of(
+    vendor: Vendor,
+    base_url: str,
+    config: ProviderConfig,
+    aws: AwsKeys | None,
+    options: "Mapping[str, Any]",
+    *,
+    public_only: bool,
+) -> Target:
+    """Where calls by ``config`` go and how they prove themselves; ``base_url`` is the chosen one.
+
+    An AWS region is the configured one, else the one that the address names, else `DEFAULT_REGION`.
+    """
+    auth = None
+    region = config.region or options.get("aws_region") or options.get("vertex_region")
+    if vendor.auth == "aws":
+        region = region or region_of(base_url) or DEFAULT_REGION
+        base_url = base_url.replace("{region}", region)
+        if aws is not None:
+            auth = SigV4(keys=aws, region=region, service=SIGNING_NAME)
+    return Target(
+        vendor=vendor,
+        base_url=base_url,
+        api_key=None if auth else config.api_key,
+        auth=auth,
+        project=config.project or options.get("vertex_project_id"),
+        region=region,
+        drop=config.drop,
+        headers=config.headers,
+        options=options,
+        public_only=public_only,
+    )

@@ -1,0 +1,201 @@
+"""The gateway's routes: any model vendor's API below ``/v1``, answered through `Gateway.call` (GATEWAY sections 1, 4, 5).
+
+What must live here: which path is which endpoint, the headers of an answer, and the form of an error. What must not: which
+way a request goes. These are plain ASGI callables: no router, no request objects on the way of a model call.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.gateway.call import Answer, Request
+from loomgate.http.auth import Auth, check_content_type
+from loomgate.http.body import Left, read_body
+from loomgate.http.faults import overloaded, server_error
+from loomgate.wire.endpoints import ENDPOINTS, Endpoint
+from loomgate.wire.ids import new_request_id
+
+if TYPE_CHECKING:
+    from loomgate.http.application import Application
+
+log = logging.getLogger(__name__)
+
+_encode = msgspec.json.Encoder().encode
+_COMPLIANT = frozenset({"application/json", "multipart/form-data"})
+_JSON = (b"content-type", b"application/json")
+
+# Exact paths -> endpoint; then what has ids below it.
+_EXACT: dict[str, Endpoint] = {
+    "/v1" + row.path: row for row in ENDPOINTS.values() if row.path and not row.path.endswith("/")
+}
+_PREFIXES: tuple[tuple[str, Endpoint], ...] = (
+    ("/v1/responses/", ENDPOINTS["responses"]),
+    ("/v1/files/", ENDPOINTS["files"]),
+    ("/v1/batches/", ENDPOINTS["batches"]),
+    ("/v1/fine_tuning/", ENDPOINTS["fine_tuning"]),
+)
+_PROXY = "/v1/proxy/"
+_MANY_METHODS = frozenset({"models", "files", "batches", "fine_tuning", "responses", "realtime", "proxy"})
+_NAMES = frozenset(
+    {b"x-portkey-provider", b"x-portkey-virtual-key", b"x-portkey-config", b"x-portkey-custom-host"}
+)
+
+
+def names_upstream(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Does a request with ``headers`` say which upstream it is for?"""
+    return any(name in _NAMES for name, _ in headers)
+
+
+def endpoint_of(path: str, headers: list[tuple[bytes, bytes]]) -> tuple[Endpoint, str] | None:
+    """The endpoint of a path that is the gateway's, and the path that goes upstream. Files are ours unless named."""
+    found = _EXACT.get(path)
+    if found is None:
+        if path.startswith(_PROXY):
+            return ENDPOINTS["proxy"], path[len(_PROXY) - 1 :]
+        found = next((endpoint for prefix, endpoint in _PREFIXES if path.startswith(prefix)), None)
+    if found is None or (found.name == "files" and not names_upstream(headers)):
+        return None
+    return found, path[3:]
+
+
+class GatewayRoutes:
+    """ASGI for every path of the gateway."""
+
+    def __init__(self, application: "Application") -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
+        """Answer one request, whatever happens."""
+        request_id = new_request_id()
+        head = [(b"x-request-id", request_id.encode())]
+        started = False
+        try:
+            gateway, auth = self._application.gateway, self._application.auth
+            if gateway is None or auth is None:
+                raise overloaded()
+            request = await self._request(auth, scope, receive, endpoint, path)
+            head.append((b"x-portkey-trace-id", (request.naming.trace_id or request_id).encode("latin-1", "replace")))
+            answer = await gateway.call(request)
+            head += _headers(answer, head)
+            if answer.stream is None:
+                await _send_whole(send, scope, answer.status, head, answer.body or b"")
+                return
+            started = True
+            await _send_stream(send, receive, answer.status, head, answer.stream)
+        except ApiError as error:
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+        except StoreError:
+            log.exception("request %s: the store cannot be used", request_id)
+            error = overloaded()
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+        except Left:
+            return
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if started:
+                raise
+            error = server_error(request_id)
+            head.append((b"x-portkey-gateway-exception", b"true"))
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+
+    async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
+        method: str = scope["method"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        caller = await auth.caller(scope, headers, azure=False)
+        if method != "POST" and endpoint.name not in _MANY_METHODS:
+            raise ApiError(405, f"Method {method[:20]} is not allowed here. Expected POST.", headers={"allow": "POST"})
+        body = b""
+        content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if method in ("POST", "PUT", "PATCH"):
+            body = await read_body(receive, headers, self._application.settings.max_body_bytes)
+            if body and content_type not in _COMPLIANT and not content_type.startswith("audio") and content_type:
+                if endpoint.mapped:
+                    raise bad_request("Invalid content type passed", code="invalid_content_type")  # VAL-01
+            if caller.keyless and body and content_type != "multipart/form-data":
+                check_content_type(headers)
+        query: bytes = scope["query_string"]
+        return Request(
+            endpoint,
+            caller.naming,
+            caller.workspace,
+            method=method,
+            path=path,
+            query=query.decode("latin-1"),
+            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()},
+            content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
+            body=body,
+        )
+
+
+def _headers(answer: Answer, head: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """GATEWAY section 4."""
+    made = [
+        (b"x-portkey-last-used-option-index", answer.path.encode()),
+        (b"x-portkey-retry-attempt-count", b"%d" % answer.retries),
+        (b"x-portkey-cache-status", answer.cache.encode()),
+        (b"x-portkey-provider", answer.provider.encode()),
+    ]
+    if answer.final:
+        made.append((b"x-portkey-gateway-exception", b"true"))
+    made += [pair for pair in answer.headers if pair[0] != b"x-request-id"]
+    return made
+
+
+def _error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+    made = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    return [*made, _JSON]
+
+
+def _error_body(error: ApiError) -> bytes:
+    """VAL-21: the error object that OpenAI's SDKs show, and the two members that Portkey's clients read."""
+    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    made: dict[str, Any] = {"error": inner, "status": "failure", "message": error.message}
+    if error.details:
+        made["errors"] = error.details
+    return _encode(made)
+
+
+async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
+    if b"pretty" in scope["query_string"] and body[:1] in b"{[" and body:  # RT-09
+        with contextlib.suppress(msgspec.DecodeError):
+            body = msgspec.json.format(body, indent=2)
+    if status not in (204, 304):
+        head.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_stream(
+    send: Send, receive: Receive, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
+) -> None:
+    """Send the pieces as they come, no faster than the client takes them, until the end or until it leaves."""
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    pump = asyncio.current_task()
+    assert pump is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        pump.cancel()
+
+    watching = asyncio.get_running_loop().create_task(watch())
+    try:
+        async with contextlib.aclosing(stream):
+            async for piece in stream:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        pump.uncancel()
+    finally:
+        watching.cancel()
