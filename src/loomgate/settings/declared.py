@@ -192,6 +192,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stream_retention_bytes: Annotated[
         int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
     ] = 16 * 1024 * 1024
+    cache_bytes: Annotated[
+        int,
+        Meta(ge=0, description="Most memory for answers that configs with a `cache` keep; 0: none is kept."),
+    ] = 64 * 1024 * 1024
+    cache_max_age_seconds: Annotated[
+        int, Meta(ge=60, le=7_776_000, description="How long an answer is kept, if its config gives no `max_age`.")
+    ] = 604_800
+    cache_max_age_limit_seconds: Annotated[
+        int, Meta(ge=60, le=7_776_000, description="The longest `max_age`; a config that asks for more gets this.")
+    ] = 7_776_000
+    semantic_cache_model: Annotated[
+        str,
+        Meta(
+            description="Embedding model of semantic caches, as clients name it: `@PROVIDER/MODEL`; empty: a config"
+            " with one is refused."
+        ),
+    ] = ""
     drain_seconds: Annotated[
         float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
     ] = 10.0

@@ -300,6 +300,11 @@ def _check(made: Settings) -> None:
     if made.run_ttl_seconds > made.run_ttl_max_seconds:
         limit = f"at most run_ttl_max_seconds ({made.run_ttl_max_seconds})"
         raise SettingError("run_ttl_seconds", limit, str(made.run_ttl_seconds))
+    if made.cache_max_age_seconds > made.cache_max_age_limit_seconds:
+        limit = f"at most cache_max_age_limit_seconds ({made.cache_max_age_limit_seconds})"
+        raise SettingError("cache_max_age_seconds", limit, str(made.cache_max_age_seconds))
+    if made.semantic_cache_model and not re.fullmatch(r"@[^/\s]+/\S+", made.semantic_cache_model):
+        raise SettingError("semantic_cache_model", "`@PROVIDER/MODEL`", repr(made.semantic_cache_model))
     _check_database(made.database_url)
     if made.seal_key:
         decode_seal_key(made.seal_key.reveal())
