@@ -109,6 +109,14 @@ def test_what_kubernetes_says_about_a_service_is_no_setting() -> None:
         ("webhooks = {}", "webhooks: expected a list, found a table"),
         ("context_window = {'gpt-4' = 1}", "context_window.gpt-4: expected a whole number of at least 256, found 1"),
         ("lease_renew_seconds = 9", "lease_renew_seconds: expected at most half of lease_seconds (15), found 9"),
+        (
+            "cache_max_age_limit_seconds = 3600",
+            "cache_max_age_seconds: expected at most cache_max_age_limit_seconds (3600), found 604800",
+        ),
+        (
+            "semantic_cache_model = 'text-embedding-3-small'",
+            "semantic_cache_model: expected `@PROVIDER/MODEL`, found 'text-embedding-3-small'",
+        ),
         ("run_ttl_max_seconds = 60", "run_ttl_seconds: expected at most run_ttl_max_seconds (60), found 600"),
         ("providers.a = 1", "providers.a: expected a table, found 1"),
         ("providers.a.modles = []", "providers.a.modles: expected a known key; did you mean `models`?"),

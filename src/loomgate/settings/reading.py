@@ -300,6 +300,11 @@ def _check(made: Settings) -> None:
     if made.run_ttl_seconds > made.run_ttl_max_seconds:
         limit = f"at most run_ttl_max_seconds ({made.run_ttl_max_seconds})"
         raise SettingError("run_ttl_seconds", limit, str(made.run_ttl_seconds))
+    if made.cache_max_age_seconds > made.cache_max_age_limit_seconds:
+        limit = f"at most cache_max_age_limit_seconds ({made.cache_max_age_limit_seconds})"
+        raise SettingError("cache_max_age_seconds", limit, str(made.cache_max_age_seconds))
+    if made.semantic_cache_model and not re.fullmatch(r"@[^/\s]+/\S+", made.semantic_cache_model):
+        raise SettingError("semantic_cache_model", "`@PROVIDER/MODEL`", repr(made.semantic_cache_model))
     _check_database(made.database_url)
     if made.seal_key:
         decode_seal_key(made.seal_key.reveal())
@@ -310,6 +315,9 @@ def _check(made: Settings) -> None:
         check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
     if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
         raise SettingError(f"providers.{defaults[1]}.default", "one default provider", f"{defaults[0]} is another")
+    for name in made.prices:
+        if not all(name.partition("/")):
+            raise SettingError(f"prices.{name}", "a name of the form PROVIDER/MODEL", repr(name))
     for at, webhook in enumerate(made.webhooks):
         check_url(f"webhooks[{at}].url", webhook.url or "nothing", None)
         try:
@@ -354,7 +362,10 @@ def _unannotated(hint: Any) -> Any:
 
 def _shape(hint: Any) -> shapes.Type:
     shape = shapes.type_info(hint)
-    return shape.type if isinstance(shape, shapes.Metadata) else shape
+    shape = shape.type if isinstance(shape, shapes.Metadata) else shape
+    if isinstance(shape, shapes.UnionType):  # a value or nothing
+        shape = next(one for one in shape.types if not isinstance(one, shapes.NoneType))
+    return shape
 
 
 def _meaning(field: msgspec.structs.FieldInfo) -> str:
@@ -365,6 +376,8 @@ def _written(default: object) -> str:
     """A default as ``loomgate.toml`` would have it."""
     if isinstance(default, Secret):
         return '""'
+    if default is None:
+        return "none"
     if isinstance(default, tuple):
         return "[" + ", ".join(_written(item) for item in cast("tuple[object, ...]", default)) + "]"
     return f"{default:g}" if isinstance(default, float) else msgspec.json.encode(default, enc_hook=str).decode()
