@@ -24,6 +24,7 @@ from loomgate.store.rows import Ended
 from loomgate.wire import events, lifecycle
 from loomgate.wire.chat import Upstream
 from loomgate.wire.page import Page, PageQuery
+from loomgate.wire.policy import Naming
 from loomgate.wire.runs import MessageDetails, Run, RunSpec, Step
 from loomgate.wire.threads import Message, Thread
 

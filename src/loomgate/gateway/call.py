@@ -164,6 +164,7 @@ class Answer:
         "retries",
         "status",
         "stream",
+        "trace_id",
         "usage",
     )
 
@@ -184,6 +185,7 @@ class Answer:
         self.provider = ""
         self.model = ""
         self.path = "config"
+        self.trace_id = ""
         self.retries = 0
         self.cache = "DISABLED"
         self.usage: Usage | None = None

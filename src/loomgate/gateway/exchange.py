@@ -57,12 +57,12 @@ class Exchange:
         self._tokens = AccessTokens(transport)
 
     async def send(
-        self, request: Request, resolved: Resolved, effective: Effective, fields: Fields, tries: int
+        self, request: Request, resolved: Resolved, effective: Effective, fields: Fields
     ) -> Answer:
         """What the endpoint answers, whatever its status; ``fields`` is the body after the config's params.
 
-        A failure without an answer becomes one, with the `ProviderError` in `Answer.error` (RTY-10, TMO-01). ``tries``
-        counts the earlier ones. Raises `ApiError` for a request that cannot be made into one for this endpoint.
+        A failure without an answer becomes one, with the `ProviderError` in `Answer.error` (RTY-10, TMO-01).
+        Raises `ApiError` for a request that cannot be made into one for this endpoint.
         """
         target = resolved.target
         timeouts = resolved.config.timeouts or self._timeouts

@@ -13,13 +13,15 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ApiError, ProviderError, ProviderErrorKind, bad_request
 from loomgate.gateway import hosts, params, retry
-from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.cache import AnswerCache, cache_status
 from loomgate.gateway.call import Answer, Effective, Fields, Node, Request
 from loomgate.gateway.config import GatewayConfig, Stored
 from loomgate.gateway.exchange import Exchange
 from loomgate.gateway.guard import Guard
 from loomgate.gateway.guardrails import Guards, compile_guardrails
-from loomgate.gateway.meter import CallRecord, Meter
+from loomgate.gateway.kept import keep, recorded, replayed
+from loomgate.gateway.meter import Meter, Record
+from loomgate.gateway.prices import Prices
 from loomgate.gateway.resolve import Resolved, Resolver
 from loomgate.gateway.route import Router
 from loomgate.gateway.tree import compile_naming
@@ -61,7 +63,7 @@ class Gateway:
         self._router = Router(dice)
         self._guards = Guards(self._transport.send, trusted=lambda url: hosts.is_trusted(url, config.trusted))
         self._cache = cache or AnswerCache(0, None)
-        self._meter = meter or Meter(None)
+        self._meter = meter or Meter(None, Prices())
 
     # --- the pipeline ---
 
@@ -76,14 +78,14 @@ class Gateway:
             node = await self._node(request)
             answer = await self._router.walk(node, request, partial(self._attempt, request, record), skip)
         except ApiError as error:
-            record.refused(error)
+            record.finish(Answer(error.status), error=error.message)
             raise
         except BaseException:
-            record.abandoned()
+            record.abandon()
             raise
-        return record.watched(answer)
+        return recorded(record, answer)
 
-    async def _attempt(self, request: Request, record: CallRecord, effective: Effective) -> Answer:
+    async def _attempt(self, request: Request, record: Record, effective: Effective) -> Answer:
         """One target's answer."""
         fields = params.apply(request.fields, effective)
         model = fields.get("model")
@@ -96,18 +98,23 @@ class Gateway:
         if guard is not None and (refused := await guard.admits(fields)) is not None:
             return refused
         fields = fields if guard is None else guard.fields
-        plan = None if effective.cache is None else self._cache.plan(request, effective, resolved, fields)
-        if plan is not None and (hit := await self._cache.lookup(plan)) is not None:
-            return hit if guard is None else guard.noted(hit)
-        answer = await self._tries(request, record, effective, resolved, fields, guard)
-        if plan is not None:
-            answer = self._cache.kept(plan, answer)
+        plan = None if effective.cache is None else self._cache.cacheable(request, effective, fields)
+        if plan is None:
+            return await self._tries(request, record, effective, resolved, fields, guard)
+        hit = await self._cache.lookup(plan)
+        if hit is not None:
+            answer = replayed(request, hit, "scripted" if resolved is None else resolved.provider, model)
+            answer = answer if guard is None else guard.noted(answer)
+        else:
+            answer = await self._tries(request, record, effective, resolved, fields, guard)
+            await keep(self._cache, plan, request, answer)
+        answer.cache = cache_status(plan, hit)
         return answer
 
     async def _tries(
         self,
         request: Request,
-        record: CallRecord,
+        record: Record,
         effective: Effective,
         resolved: Resolved | None,
         fields: Fields,
@@ -126,7 +133,7 @@ class Gateway:
                 answer = await guard.checked(answer)
             wait = self._wait(request, effective, resolved, answer, tries, waited)
             if wait is None:
-                answer.retries = retry.count(effective.retry, tries, answer.status)
+                answer.retries = retry.exhausted_count(effective.retry, tries, answer.status)
                 return answer
             await answer.close()
             await clock.sleep(wait)
@@ -139,7 +146,9 @@ class Gateway:
         """Seconds until the next try, or None. A run is tried again even when no config says how: nobody else would."""
         error = answer.error
         if effective.retry is not None or request.chat is None or error is None:
-            headers = answer.headers if answer.status == 429 else []
+            if effective.retry is None:
+                return None
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
             return retry.wait(effective.retry, tries, waited, answer.status, headers)
         own = self._config.retries
         attempts = (resolved.config.attempts if resolved is not None else None) or own.attempts
@@ -240,9 +249,10 @@ class Gateway:
         if naming.config is not None or naming.inline is not None:
             return None
         node = compile_naming(naming, None, _guardrails)
-        if self._plays(Request(_CHAT, naming, workspace), node.effective, model):
+        request = Request(_CHAT, naming, workspace)
+        if self._plays(request, node.effective, model):
             return None
-        return await self._resolver.refusal(workspace, node.effective, model)
+        return await self._resolver.refusal(request, node.effective, model)
 
     async def close(self) -> None:
         """Close the transport, after the last checks and log records."""

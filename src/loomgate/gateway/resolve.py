@@ -8,7 +8,9 @@ custom host brings its own key, or none.
 """
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import msgspec
 
@@ -61,15 +63,10 @@ class Resolver:
             name, model = self._by_model(request, model)
         return self._made(effective, name, self._of(name, api_key, effective), model)
 
-    def refusal(self, model: str, effective: Effective) -> str | None:
-        """Why a run's model call could not be routed, or ``None``. No I/O: what is stored is looked up later."""
-        name = effective.provider
-        if effective.virtual_key is not None or (name or "").startswith("@") or (name is None and model[:1] == "@"):
-            return None
+    async def refusal(self, request: Request, effective: Effective, model: str) -> str | None:
+        """Why a run's model call could not be routed, or ``None``."""
         try:
-            if name is None:
-                name, _ = self._by_model(None, model)
-            self._made(effective, name, self._of(name, effective.api_key, effective), model)
+            await self.resolve(request, effective, model)
         except ApiError as error:
             return error.message
         return None
@@ -134,7 +131,7 @@ class Resolver:
                 "Either x-portkey-config or x-portkey-provider header is required", code="provider_required"
             )
         raise ApiError(
-            404 if request is None or request.run else 400,
+            404 if request is None or request.chat is not None else 400,
             f"The model '{model[:200]}' does not exist here: no provider's models match it and there is no default "
             "provider. Name one with the header x-portkey-provider, x-portkey-virtual-key or x-portkey-config, or as "
             "'@provider/model'; or configure a provider for it, or use the model 'scripted'.",
@@ -181,7 +178,7 @@ class Resolver:
             raise bad_request(f"The base_url of the provider '{name}' is not an http(s) address.")
         options = {**config.options, **effective.options} if effective.options else config.options
         aws = config.aws or _aws(options)
-        if vendor.needs_key and not config.api_key and aws is None:
+        if vendor.auth not in ("optional", "none") and not config.api_key and aws is None:
             raise ApiError(
                 401,
                 f"There is no API key for the provider '{name}'. Send it in the Authorization header, or name a "
@@ -196,8 +193,7 @@ def _has_secrets(effective: Effective) -> bool:
     return any(name in effective.options for name in ("aws_access_key_id", "vertex_service_account_json"))
 
 
-def _aws(options: "dict[str, object] | object") -> AwsKeys | None:
-    given = options if isinstance(options, dict) else {}
+def _aws(given: Mapping[str, Any]) -> AwsKeys | None:
     if not given.get("aws_access_key_id") or not given.get("aws_secret_access_key"):
         return None
     return AwsKeys(
@@ -212,7 +208,7 @@ def target_of(
     base_url: str,
     config: ProviderConfig,
     aws: AwsKeys | None,
-    options: "Mapping[str, Any]",
+    options: Mapping[str, Any],
     *,
     public_only: bool,
 ) -> Target:

@@ -80,9 +80,8 @@ class GatewayRoutes:
             if gateway is None or auth is None:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
-            head.append((b"x-portkey-trace-id", (request.naming.trace_id or request_id).encode("latin-1", "replace")))
             answer = await gateway.call(request)
-            head += _headers(answer, head)
+            head += _headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return
@@ -133,9 +132,10 @@ class GatewayRoutes:
         )
 
 
-def _headers(answer: Answer, head: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """GATEWAY section 4."""
     made = [
+        (b"x-portkey-trace-id", answer.trace_id.encode("latin-1", "replace")),
         (b"x-portkey-last-used-option-index", answer.path.encode()),
         (b"x-portkey-retry-attempt-count", b"%d" % answer.retries),
         (b"x-portkey-cache-status", answer.cache.encode()),

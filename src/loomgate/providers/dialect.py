@@ -4,7 +4,7 @@ What must live here: the protocol that dialects fulfil and the plain values arou
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import msgspec.structs
@@ -58,6 +58,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     region: str | None = None
     drop: frozenset[str] = frozenset()
     headers: dict[str, str] = {}
+    options: Mapping[str, Any] = {}
+    public_only: bool = False
 
     @property
     def url(self) -> str:

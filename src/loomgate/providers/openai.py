@@ -83,7 +83,8 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     return made
 
 
-def _body(call: Chat) -> dict[str, Any]:
+def fields_of(call: Chat) -> dict[str, Any]:
+    """``call`` as the JSON object that OpenAI's endpoint takes."""
     body: dict[str, Any] = {
         "model": call.model,
         "messages": [_message(message) for message in texts_only(call.messages)],
@@ -152,7 +153,7 @@ class OpenAI:
 
         Raises `ProviderError` ``invalid`` for what this dialect cannot say.
         """
-        body = _body(call)
+        body = fields_of(call)
         if target.vendor.name not in _KNOWS_DEVELOPER:
             for message in body["messages"]:
                 if message["role"] == "developer":
