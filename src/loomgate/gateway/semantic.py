@@ -27,9 +27,9 @@ TOKEN_LIMIT = 8_191  # the text must have fewer
 # Questions compared at most, of those that are alike in everything else. The oldest goes for a new one.
 MOST_QUESTIONS = 1_000
 # Compared exactly, of those whose signs are closest: what fits into half a millisecond.
-_CANDIDATES = 16
+_CANDIDATES = 8
 # How many at a time in a search through all of them, between which other work has its turn.
-_BATCH = 32
+_BATCH = 8
 # OpenAI's embedding models have one encoding, and the limit is theirs.
 _COUNTED_AS = "text-embedding-3-small"
 # The longest token of that encoding has 128 bytes.
