@@ -15,11 +15,16 @@ from loomgate.wire.chat import Chat, Chunk
 
 
 class HttpCall(msgspec.Struct, frozen=True):
-    """A request ready to be sent: ``POST`` of ``body`` to ``url``. Never log ``headers``: they hold the key."""
+    """A request ready to be sent: ``method`` with ``body`` to ``url``. Never log ``headers``: they hold the key.
+
+    ``public_only``: the host must not have a private address.
+    """
 
     url: str
     headers: dict[str, str]
-    body: bytes
+    body: bytes = b""
+    method: str = "POST"
+    public_only: bool = False
 
     def __repr__(self) -> str:
         return f"HttpCall(url={self.url!r}, body=<{len(self.body)} bytes>)"
