@@ -58,7 +58,7 @@ class Guard:
             return await self._checked_whole(answer, after)
         if self._failed:
             answer.status = _FAILED
-        waits = [guardrail for guardrail in after if guardrail.deny and not guardrail.asynchronous]
+        waits = [guardrail for guardrail in after if guardrail.deny and not guardrail.background]
         if waits:
             answer = await self._held_back(answer, after)
         elif after:
