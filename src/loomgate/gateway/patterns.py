@@ -49,6 +49,13 @@ class Pattern:
             raise ValueError(str(error) or type(error).__name__) from None
         self.source = source
 
+    def glance(self, text: str) -> bool:
+        """Whether it matches in ``text``, told at once: for what cannot wait. Raises `TimeoutError` for one that takes
+        more than a glance, or a text that is long."""
+        if len(text) > _GLANCE_TEXT:
+            raise TimeoutError
+        return self._compiled.search(text, timeout=_GLANCE_SECONDS) is not None
+
     async def search(self, text: str) -> "regex.Match[str] | None":
         """The first match in ``text``. Raises `TimeoutError` when that is not found out in time (`SECONDS`)."""
         if len(text) <= _GLANCE_TEXT:
