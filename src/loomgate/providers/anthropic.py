@@ -5,12 +5,10 @@ OpenAI's words is said in it (docs/providers.md). What must not: addresses (``ca
 (``models``), connections (``transport``), trying again (``gateway/``).
 """
 
-import base64
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -19,17 +17,24 @@ from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.parts import decoded_text, document, own_words, refused, split_url
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
     Chunk,
     ContentPart,
+    FilePart,
     Finish,
     FinishReason,
+    ImagePart,
     NamedFunction,
+    RedactedThinking,
+    RedactedThinkingPart,
     RefusalDelta,
     TextDelta,
     TextPart,
+    ThinkingDelta,
+    ThinkingPart,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -49,27 +54,59 @@ _encode = msgspec.json.Encoder().encode
 # --- the request: messages -----------------------------------------------------------------------------------------
 
 
-def _block(part: ContentPart) -> dict[str, Any]:
-    """A content block (GATEWAY TR-14)."""
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    url = part.image_url.url
-    if url[:5].lower() != "data:":
+def _block(part: ContentPart) -> dict[str, Any] | None:
+    """A content block (GATEWAY TR-14), or None: the endpoint refuses empty texts and thoughts that are not signed."""
+    match part:
+        case TextPart():
+            made: dict[str, Any] = {"type": "text", "text": part.text}
+            if not part.text:
+                return None
+        case ThinkingPart():
+            # Without their signature they are another vendor's.
+            return msgspec.to_builtins(part) if part.signature else None
+        case RedactedThinkingPart():
+            return msgspec.to_builtins(part)
+        case ImagePart():
+            made = _image(part.image_url.url)
+        case FilePart():
+            made = _document(part)
+        case _:
+            raise refused("messages", "text, images and documents, since Anthropic takes no sound")
+    if part.cache_control is not None:
+        made["cache_control"] = part.cache_control
+    return made
+
+
+def _image(url: str) -> dict[str, Any]:
+    data = split_url(url)
+    if data is None:
         return {"type": "image", "source": {"type": "url", "url": url}}
-    head, comma, data = url[5:].partition(",")
-    kind, *options = (word.strip() for word in head.split(";"))
-    if not comma:
-        raise ProviderError("invalid", "image_url: expected 'data:<media type>;base64,<data>', found no comma.")
-    if "base64" not in (option.lower() for option in options):
-        data = base64.b64encode(unquote_to_bytes(data)).decode()
-    source = {"type": "base64", "media_type": kind.lower(), "data": data}
-    return {"type": "document" if kind.lower() == "application/pdf" else "image", "source": source}
+    kind = "document" if data[0] == "application/pdf" else "image"
+    return {"type": kind, "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
+
+
+def _document(part: FilePart) -> dict[str, Any]:
+    file, source = part.file, cast(dict[str, Any], {})
+    if (data := document(file)) is not None:
+        if data[0].startswith("image/"):
+            return {"type": "image", "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
+        if data[0].startswith("text/"):
+            source = {"type": "text", "media_type": "text/plain", "data": decoded_text(data[1])}
+        else:
+            source = {"type": "base64", "media_type": data[0], "data": data[1]}
+    elif file.file_url is not None:
+        source = {"type": "url", "url": file.file_url}
+    elif file.file_id is not None:
+        source = {"type": "file", "file_id": file.file_id}
+    else:
+        raise refused("messages", "file_data, file_url or file_id in a file")
+    return {"type": "document", "source": source, **({"title": file.filename} if file.filename else {})}
 
 
 def _blocks(content: str | list[ContentPart] | None) -> list[dict[str, Any]]:
-    """The blocks of a message's content; the endpoint refuses empty texts."""
+    """The blocks of a message's content."""
     parts: list[ContentPart] = [TextPart(content)] if isinstance(content, str) else content or []
-    return [_block(part) for part in parts if not isinstance(part, TextPart) or part.text]
+    return [block for part in parts if (block := _block(part)) is not None]
 
 
 def _id(id: str) -> str:
@@ -92,6 +129,10 @@ def _message(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
         result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id or "")}
         if content := message.content if isinstance(message.content, str) else _blocks(message.content):
             result["content"] = content
+        if message.is_error:
+            result["is_error"] = True
+        if message.cache_control is not None:
+            result["cache_control"] = message.cache_control
         return "user", [result]
     blocks = _blocks(message.content)
     if message.role == "user":
@@ -110,10 +151,10 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
-        if message.role == "system":
+        if message.role in ("system", "developer"):
             system += _blocks(message.content)
             if any(block["type"] != "text" for block in system):
-                raise ProviderError("invalid", "messages: expected only text in a system message, found an image.")
+                raise refused("messages", "only text in a system message", "an image")
             continue
         role, blocks = _message(message)
         if not blocks:
@@ -132,7 +173,7 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
 
 def _tools(call: Chat, body: dict[str, Any]) -> None:
     """Tools and the choice among them (GATEWAY TR-11, TR-12)."""
-    if not call.tools:
+    if not call.tools and not call.vendor_tools:
         return
     if any(tool.name == _ANSWER_TOOL for tool in call.tools):
         raise ProviderError("invalid", f"tools: expected another name than '{_ANSWER_TOOL}', which is in use.")
@@ -142,9 +183,10 @@ def _tools(call: Chat, body: dict[str, Any]) -> None:
             **({"description": tool.description} if tool.description else {}),
             "input_schema": tool.parameters or {"type": "object", "properties": {}},
             **({"strict": True} if tool.strict else {}),
+            **({"cache_control": tool.cache_control} if tool.cache_control is not None else {}),
         }
         for tool in call.tools
-    ]
+    ] + call.vendor_tools
     choice = call.tool_choice
     made: dict[str, Any] | None = None
     if isinstance(choice, NamedFunction):
@@ -221,6 +263,13 @@ def _thinking(call: Chat, facts: models.ModelFacts, body: dict[str, Any]) -> Non
     tools before, since the thoughts of its beginning would have to come along.
     """
     effort, thinking = call.reasoning_effort, facts.thinking
+    if call.thinking is not None:  # in the endpoint's own words
+        body["thinking"] = call.thinking
+        if effort in _LEVELS and thinking is not None and thinking.efforts:
+            body.setdefault("output_config", {})["effort"] = _level(effort, thinking.efforts)
+        return
+    if call.lenient and not _can(effort, thinking):
+        return
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
     if thinking is None:
         if effort not in (None, "none"):
@@ -248,10 +297,28 @@ def _thinking(call: Chat, facts: models.ModelFacts, body: dict[str, Any]) -> Non
     if thinking.mode == "adaptive":
         body["thinking"] = {"type": "adaptive"}
         return
-    within = next((bool(said.tool_calls) for said in reversed(call.messages) if said.role == "assistant"), False)
+    within = next((_thoughtless(said) for said in reversed(call.messages) if said.role == "assistant"), False)
     budget = min(_BUDGETS[effort], body["max_tokens"] // 2)  # the other half is for the answer
     if budget >= _LEAST_BUDGET and not within:
         body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _can(effort: str | None, thinking: models.Thinking | None) -> bool:
+    if thinking is None:
+        return effort in (None, "none")
+    return effort in (None, *_LEVELS) or (effort == "none" and thinking.off != "never")
+
+
+def _thoughtless(message: ChatMessage) -> bool:
+    """Whether a message calls tools without the thoughts that led to it."""
+    parts = message.content if isinstance(message.content, list) else []
+    return bool(message.tool_calls) and not any(
+        isinstance(part, ThinkingPart | RedactedThinkingPart) for part in parts
+    )
+
+
+# OpenAI's words for how urgent a call is; those without a counterpart only tune.
+_TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 
 
 def _body(call: Chat) -> dict[str, Any]:
@@ -261,30 +328,39 @@ def _body(call: Chat) -> dict[str, Any]:
     wanted = call.max_completion_tokens
     # What is asked for at most may be more than the model can say: the endpoint would refuse that.
     most = longest if wanted is None else min(wanted, facts.max_output or wanted)
-    body: dict[str, Any] = {"model": call.model, "max_tokens": most, "messages": turns, "stream": True}
+    body: dict[str, Any] = {"model": call.model, "max_tokens": most, "messages": turns}
+    if call.stream:
+        body["stream"] = True
     _tools(call, body)
     _format(call, facts, body, system)
     _thinking(call, facts, body)
     if system:
         body["system"] = system
     if call.temperature is not None:
-        body["temperature"] = min(call.temperature, 1.0)  # GATEWAY TR-02: theirs ends where OpenAI's is in the middle
+        body["temperature"] = max(0.0, min(call.temperature, 1.0))  # GATEWAY TR-02: theirs ends where OpenAI's is in the middle
     if call.top_p is not None:
         body["top_p"] = call.top_p
     if call.stop:
         body["stop_sequences"] = call.stop
+    if call.top_k is not None:
+        body["top_k"] = call.top_k
+    if call.user is not None:
+        body["metadata"] = {"user_id": call.user}
+    if (tier := _TIERS.get(call.service_tier or "")) is not None:
+        body["service_tier"] = tier
+    body.update(own_words(call, "Anthropic"))
     return body
 
 
 _DROPPED: dict[str, Any] = {**dict.fromkeys(Chat.__struct_fields__), "tools": [], "stop": []}
-_NEVER_DROPPED = frozenset({"model", "messages"})
+_NEVER_DROPPED = frozenset("model messages stream vendor_tools extra lenient".split())
 
 
 class Anthropic:
     """The `Dialect` of Anthropic's Messages API."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, without the fields (ours or theirs) that the row or the target drops.
+        """The request for ``call``, without the fields (ours or theirs) that the row or the target drops.
 
         Raises `ProviderError` ``invalid`` for what this endpoint cannot do.
         """
@@ -298,7 +374,7 @@ class Anthropic:
             body.pop(name, None)
         headers = {
             "Content-Type": "application/json",
-            "Accept": "text/event-stream",
+            "Accept": "text/event-stream" if call.stream else "application/json",
             "anthropic-version": _VERSION,
         }
         if target.api_key:
@@ -366,6 +442,9 @@ class _Block(msgspec.Struct):
     id: str | None = None
     name: str | None = None
     input: Any = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
 
 
 class _StopDetails(msgspec.Struct):
@@ -376,11 +455,16 @@ class _Delta(msgspec.Struct):
     type: str | None = None
     text: str | None = None
     partial_json: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    stop_sequence: str | None = None
     stop_reason: str | None = None
     stop_details: _StopDetails | None = None
 
 
 class _Message(msgspec.Struct):
+    id: str | None = None
+    model: str | None = None
     usage: _Usage | None = None
 
 
@@ -395,6 +479,9 @@ class _Event(msgspec.Struct):
     usage: _Usage | None = None
     error: Any = None
     content: list[_Block] | None = None
+    id: str | None = None
+    model: str | None = None
+    stop_sequence: str | None = None
     stop_reason: str | None = None
     stop_details: _StopDetails | None = None
 
@@ -432,6 +519,7 @@ class MessageDecoder(EventDecoder):
         self._open: dict[int, _Open] = {}
         self._calls = 0
         self._usage: dict[str, Any] = {}
+        self._stop_sequence: str | None = None
 
     def read(self, data: bytes) -> Iterator[Chunk]:
         """The chunks of one event, or of a whole message. Raises `ProviderError`: its error, or ``malformed``."""
@@ -445,7 +533,7 @@ class MessageDecoder(EventDecoder):
         yield from self._read(event)
 
     def _read(self, event: _Event) -> Iterator[Chunk]:
-        """The chunks of one event; pings, thoughts and whatever is new have none (GATEWAY STM-04, STM-06)."""
+        """The chunks of one event; pings and whatever is new have none (GATEWAY STM-04, STM-06)."""
         match event.type:
             case "content_block_delta" if event.delta is not None:
                 yield from self._more(event.index, event.delta)
@@ -454,14 +542,17 @@ class MessageDecoder(EventDecoder):
             case "content_block_stop":
                 yield from self._stop(event.index)
             case "message_start" if event.message is not None:
+                self.id, self.model = event.message.id, event.message.model
                 self._count(event.message.usage)
             case "message_delta":
                 self._count(event.usage)
                 if event.delta is not None:
+                    self._stop_sequence = event.delta.stop_sequence
                     yield from self._reasoned(event.delta.stop_reason, event.delta.stop_details)
             case "message_stop":
                 yield self.finish()
             case "message":
+                self.id, self.model, self._stop_sequence = event.id, event.model, event.stop_sequence
                 for index, block in enumerate(event.content or ()):
                     yield from self._begin(index, block)
                     yield from self._stop(index)
@@ -474,6 +565,10 @@ class MessageDecoder(EventDecoder):
         open = self._open[index] = _Open(block.type, None)
         if block.type == "text" and block.text:
             yield TextDelta(block.text)
+        elif block.type == "thinking" and (block.thinking or block.signature):
+            yield ThinkingDelta(block.thinking or "", block.signature or None)
+        elif block.type == "redacted_thinking" and block.data:
+            yield RedactedThinking(block.data)
         if block.type != "tool_use":
             return
         if not block.name or not block.id:
@@ -487,6 +582,10 @@ class MessageDecoder(EventDecoder):
     def _more(self, index: int, delta: _Delta) -> Iterator[Chunk]:
         if delta.type == "text_delta" and delta.text:
             yield TextDelta(delta.text)
+        elif delta.type == "thinking_delta" and delta.thinking:
+            yield ThinkingDelta(delta.thinking)
+        elif delta.type == "signature_delta" and delta.signature:
+            yield ThinkingDelta("", delta.signature)
         elif delta.type == "input_json_delta" and delta.partial_json:
             open = self._open.get(index)
             if open is None:
@@ -519,7 +618,8 @@ class MessageDecoder(EventDecoder):
         # With an answer as a tool the reason is tool_use; what happened counts.
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, _usage(**self._usage) if self._usage else None)
+        raw = "end_turn" if self.reason == "tool_use" and not self._calls else self.reason
+        return Finish(reason, _usage(**self._usage) if self._usage else None, raw, self._stop_sequence)
 
 
 def _usage(
@@ -532,4 +632,4 @@ def _usage(
     """Theirs leaves what was read from and written to the cache out of the input; our prompt is all of it (TR-17)."""
     prompt = input_tokens + cache_creation_input_tokens + cache_read_input_tokens
     thoughts = output_tokens_details.thinking_tokens if output_tokens_details else None
-    return Usage(prompt, output_tokens, cache_read_input_tokens, thoughts or 0)
+    return Usage(prompt, output_tokens, cache_read_input_tokens, thoughts or 0, cache_creation_input_tokens)

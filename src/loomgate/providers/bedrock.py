@@ -18,17 +18,25 @@ from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.eventstream import Frame, FrameParser
 from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.parts import document, own_words, refused
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
     Chunk,
     ContentPart,
+    File,
+    FilePart,
     Finish,
     FinishReason,
     FunctionTool,
+    ImagePart,
     NamedFunction,
+    RedactedThinking,
+    RedactedThinkingPart,
     TextDelta,
     TextPart,
+    ThinkingDelta,
+    ThinkingPart,
     ToolCallDelta,
     Usage,
 )
@@ -71,8 +79,59 @@ def _blocks(content: str | list[ContentPart] | None) -> list[dict[str, Any]]:
         return _texts(content or "")
     made: list[dict[str, Any]] = []
     for part in content:
-        made += _texts(part.text) if isinstance(part, TextPart) else [_image(part.image_url.url)]
+        blocks = _block(part)
+        made += blocks
+        if blocks and getattr(part, "cache_control", None) is not None:
+            made.append(_CACHE_POINT)
     return made
+
+
+_CACHE_POINT = {"cachePoint": {"type": "default"}}
+
+
+def _block(part: ContentPart) -> list[dict[str, Any]]:
+    match part:
+        case TextPart():
+            return _texts(part.text)
+        case ImagePart():
+            return [_image(part.image_url.url)]
+        case FilePart():
+            return [_document(part.file)]
+        case ThinkingPart():
+            # Without their signature they are another vendor's.
+            thought = {"text": part.thinking, "signature": part.signature}
+            return [{"reasoningContent": {"reasoningText": thought}}] if part.signature else []
+        case RedactedThinkingPart():
+            return [{"reasoningContent": {"redactedContent": part.data}}]
+        case _:
+            raise refused("messages", "text, images and documents, since Converse takes no sound")
+
+
+# By media type; Converse names formats by what files end in.
+_DOCUMENTS = {
+    "application/pdf": "pdf",
+    "text/csv": "csv",
+    "application/msword": "doc",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
+    "application/vnd.ms-excel": "xls",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
+    "text/html": "html",
+    "text/plain": "txt",
+    "text/markdown": "md",
+}
+
+
+def _document(file: File) -> dict[str, Any]:
+    data = document(file)
+    if data is None:
+        raise refused("messages", "file_data in a file, since Converse takes the bytes of documents only")
+    if data[0].startswith("image/"):
+        return _image(f"data:{data[0]};base64,{data[1]}")
+    if data[0] not in _DOCUMENTS:
+        raise refused("messages", f"a document of {', '.join(_DOCUMENTS)}", f"'{data[0]}'")
+    # Letters, digits, blanks, hyphens and brackets are all that a name may hold.
+    name = re.sub(r"[^A-Za-z0-9\-()\[\]]+", " ", (file.filename or "").rpartition(".")[0]).strip() or "document"
+    return {"document": {"format": _DOCUMENTS[data[0]], "name": name[:200], "source": {"bytes": data[1]}}}
 
 
 def _input(arguments: str) -> Any:
@@ -86,12 +145,15 @@ def _input(arguments: str) -> Any:
 def _turn(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
     """Whose turn a message is, and its content blocks."""
     if message.role == "tool":
-        result = {"toolUseId": message.tool_call_id, "content": _blocks(message.content)}
-        return "user", [{"toolResult": result}]
+        result: dict[str, Any] = {"toolUseId": message.tool_call_id, "content": _blocks(message.content)}
+        if message.is_error:
+            result["status"] = "error"
+        made = [{"toolResult": result}]
+        return "user", made if message.cache_control is None else [*made, _CACHE_POINT]
     blocks = _blocks(message.content) + _texts(message.refusal or "")
     for call in message.tool_calls:
         blocks.append({"toolUse": {"toolUseId": call.id, "name": call.name, "input": _input(call.arguments)}})
-    return message.role, blocks
+    return "system" if message.role == "developer" else message.role, blocks
 
 
 def _conversation(call: Chat) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -128,13 +190,16 @@ def _tool(tool: FunctionTool) -> dict[str, Any]:
 def _tools(call: Chat) -> dict[str, Any] | None:
     """The tools with the choice among them (GATEWAY TR-12). ``none`` can only be said by having no tools."""
     if not call.tools:
-        return None
+        return {"tools": call.vendor_tools} if call.vendor_tools else None
     choice = call.tool_choice
     if choice == "none":
         if any(message.tool_calls for message in call.messages):
             raise ProviderError("invalid", "Bedrock cannot forbid tools (tool_choice 'none') once some were called.")
         return None
-    made: dict[str, Any] = {"tools": [_tool(tool) for tool in call.tools]}
+    listed: list[dict[str, Any]] = []
+    for tool in call.tools:
+        listed += [_tool(tool), _CACHE_POINT] if tool.cache_control is not None else [_tool(tool)]
+    made: dict[str, Any] = {"tools": [*listed, *call.vendor_tools]}
     if isinstance(choice, NamedFunction):
         made["toolChoice"] = {"tool": {"name": choice.name}}
     elif choice == "required":
@@ -158,32 +223,72 @@ def _body(call: Chat) -> dict[str, Any]:
     inference = {
         "maxTokens": call.max_completion_tokens,
         # OpenAI's range is up to 2 (GATEWAY TR-02).
-        "temperature": None if call.temperature is None else min(call.temperature, 1.0),
+        "temperature": None if call.temperature is None else max(0.0, min(call.temperature, 1.0)),
         "topP": call.top_p,
         "stopSequences": call.stop or None,
     }
+    tier = {"default": "default", "flex": "flex", "priority": "priority"}.get(call.service_tier or "")
+    own, model = _own(call)
     body = {
         "messages": messages,
         "system": system,
         "inferenceConfig": {name: value for name, value in inference.items() if value is not None},
         "toolConfig": _tools(call),
         "outputConfig": output,
+        "serviceTier": {"type": tier} if tier else None,
+        "additionalModelRequestFields": model,
     }
-    return {name: value for name, value in body.items() if value}
+    return {**{name: value for name, value in body.items() if value}, **own}
+
+
+# Converse's own fields, by both spellings in use.
+_OWN = {
+    "guardrailConfig": "guardrailConfig",
+    "guardrail_config": "guardrailConfig",
+    "additionalModelResponseFieldPaths": "additionalModelResponseFieldPaths",
+    "additional_model_response_field_paths": "additionalModelResponseFieldPaths",
+    "performanceConfig": "performanceConfig",
+    "performance_config": "performanceConfig",
+    "promptVariables": "promptVariables",
+    "requestMetadata": "requestMetadata",
+    "request_metadata": "requestMetadata",
+}
+_MODEL_FIELDS = ("additionalModelRequestFields", "additional_model_request_fields")
+
+
+def _own(call: Chat) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Converse's own fields, and those for the model behind it, which is where all go that Converse does not know."""
+    own: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    for name, value in own_words(call, "Bedrock").items():
+        if name in _OWN:
+            own[_OWN[name]] = value
+        elif name in _MODEL_FIELDS and isinstance(value, dict):
+            model |= value
+        else:
+            model[name] = value
+    if call.top_k is not None:
+        model["top_k"] = call.top_k
+    if call.thinking is not None:
+        model["thinking"] = call.thinking
+    return own, model
 
 
 class Bedrock:
     """The `Dialect` of every model that Bedrock offers by Converse (GATEWAY TR-22)."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The ConverseStream request for ``call``: unsigned, or with the target's Bedrock API key as bearer token.
+        """The Converse or ConverseStream request for ``call``: unsigned, or with the target's Bedrock API key as bearer token.
 
         Raises `ProviderError` ``invalid`` for what Converse cannot express, ``model_not_found`` for no model's name.
         """
         if call.model in (".", ".."):  # they would mean another path
             raise ProviderError("model_not_found", f"The model '{call.model}' does not exist.")
-        url = f"{target.base_url.rstrip('/')}/model/{quote(call.model, safe=_SEGMENT)}/converse-stream"
-        headers = {"Content-Type": "application/json", "Accept": "application/vnd.amazon.eventstream"}
+        url = f"{target.base_url.rstrip('/')}/model/{quote(call.model, safe=_SEGMENT)}/converse"
+        accept = "application/json"
+        if call.stream:
+            url, accept = url + "-stream", "application/vnd.amazon.eventstream"
+        headers = {"Content-Type": "application/json", "Accept": accept}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
         return HttpCall(url, {**headers, **target.headers}, _encode(_body(undropped(call, target))))
@@ -251,14 +356,32 @@ def _failed(code: str, message: str, status: int | None = None, wait: float | No
 class _ToolUse(msgspec.Struct, rename="camel"):
     tool_use_id: str = ""
     name: str = ""
-    input: str = ""
+    input: Any = ""  # text in a stream, a value in a whole answer
+
+
+class _Thought(msgspec.Struct, rename="camel"):
+    """More of a thought; in a whole answer the text and its signature are one level deeper."""
+
+    text: str | None = None
+    signature: str | None = None
+    redacted_content: str | None = None
+    reasoning_text: "_Thought | None" = None
 
 
 class _Block(msgspec.Struct, rename="camel"):
-    """A union: text, the beginning of a tool call, or more of its input. Thoughts and citations are left out."""
+    """A union: text, a thought, the beginning of a tool call, or more of its input. Citations are left out."""
 
     text: str | None = None
     tool_use: _ToolUse | None = None
+    reasoning_content: _Thought | None = None
+
+
+class _Message(msgspec.Struct):
+    content: list[_Block]
+
+
+class _Output(msgspec.Struct):
+    message: _Message | None = None
 
 
 class _Usage(msgspec.Struct, rename="camel"):
@@ -269,8 +392,9 @@ class _Usage(msgspec.Struct, rename="camel"):
 
 
 class _Event(msgspec.Struct, rename="camel"):
-    """The payload of any event or exception: what is read of it."""
+    """The payload of any event or exception, or a whole answer: what is read of it."""
 
+    output: _Output | None = None
     content_block_index: int = 0
     start: _Block | None = None
     delta: _Block | None = None
@@ -280,6 +404,7 @@ class _Event(msgspec.Struct, rename="camel"):
 
 
 _decode = msgspec.json.Decoder(_Event).decode
+_LONGEST_ANSWER = 16 * 1024 * 1024
 
 # GATEWAY FR-11, and reasons that came later.
 _FINISH: dict[str, FinishReason] = {
@@ -306,10 +431,23 @@ class AnswerDecoder:
         self._empty: set[int] = set()  # content blocks of tool calls without arguments so far
         self._reason: str | None = None
         self._done = False
+        self._whole: bytearray | None = None
+        self._begun = False
+        self.id: str | None = None
+        self.model: str | None = None
 
     def feed(self, data: bytes) -> Iterator[Chunk]:
         """The chunks that ``data`` completes. Raises `ProviderError`: the stream's exception, or ``malformed``."""
-        if self._done:
+        if self._done or not data:
+            return
+        if not self._begun:
+            self._begun = True
+            # As a frame's first byte, a brace would announce two gigabytes.
+            self._whole = bytearray() if data[:1] == b"{" else None
+        if self._whole is not None:
+            self._whole += data
+            if len(self._whole) > _LONGEST_ANSWER:
+                raise ProviderError("malformed", f"The endpoint sent an answer of more than {_LONGEST_ANSWER} bytes.")
             return
         for frame in self._frames.feed(data):
             yield from self._read(frame)
@@ -320,9 +458,35 @@ class AnswerDecoder:
         """The body is over. Raises `ProviderError` ``cut`` if the model had not finished."""
         if self._done:
             return
+        if self._whole is not None:
+            yield from self._answer(bytes(self._whole))
+            return
         if self._reason is None:
             raise ProviderError("cut", "The endpoint's answer broke off before the model had finished.")
         yield self._finish(None)
+
+    def _answer(self, body: bytes) -> Iterator[Chunk]:
+        """The chunks of a whole answer (Converse)."""
+        try:
+            answer = _decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProviderError("malformed", f"The endpoint sent an answer that cannot be read: {error}") from None
+        if answer.output is None or answer.output.message is None or answer.stop_reason is None:
+            raise ProviderError("malformed", "The endpoint sent an answer without a message or a stop reason.")
+        for index, block in enumerate(answer.output.message.content):
+            if block.tool_use is not None:
+                yield self._begin(index, block.tool_use)
+                self._empty.discard(index)
+                yield ToolCallDelta(self._calls[index], arguments=_encode(block.tool_use.input or {}).decode())
+            else:
+                yield from self._delta(index, block)
+        self._end(answer.stop_reason)
+        yield self._finish(answer.usage)
+
+    def _end(self, reason: str | None) -> None:
+        if reason in _BROKEN:
+            raise ProviderError("server", f"The endpoint gave up with stop reason {reason!r}.")
+        self._reason = reason or "end_turn"
 
     def _read(self, frame: Frame) -> Iterator[Chunk]:
         kind = frame.headers.get(":message-type")
@@ -343,9 +507,7 @@ class AnswerDecoder:
             case "contentBlockStop":
                 yield from self._close(event.content_block_index)
             case "messageStop":
-                if event.stop_reason in _BROKEN:
-                    raise ProviderError("server", f"The endpoint gave up with stop reason {event.stop_reason!r}.")
-                self._reason = event.stop_reason or "end_turn"
+                self._end(event.stop_reason)
                 for block in tuple(self._empty):
                     yield from self._close(block)
             case "metadata":
@@ -365,11 +527,17 @@ class AnswerDecoder:
     def _delta(self, block: int, delta: _Block) -> Iterator[Chunk]:
         if delta.text:
             yield TextDelta(delta.text)
+        if (thought := delta.reasoning_content) is not None:
+            if thought.redacted_content:
+                yield RedactedThinking(thought.redacted_content)
+            said = thought.reasoning_text or thought
+            if said.text or said.signature:
+                yield ThinkingDelta(said.text or "", said.signature or None)
         if delta.tool_use and delta.tool_use.input:
             if block not in self._calls:
                 raise ProviderError("malformed", "The endpoint sent arguments of a tool call that had not begun.")
             self._empty.discard(block)
-            yield ToolCallDelta(self._calls[block], arguments=delta.tool_use.input)
+            yield ToolCallDelta(self._calls[block], arguments=str(delta.tool_use.input))
 
     def _close(self, block: int) -> Iterator[Chunk]:
         if block in self._empty:
@@ -381,10 +549,10 @@ class AnswerDecoder:
         reason = _FINISH.get(self._reason or "", "stop")
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, _usage(usage) if usage else None)
+        return Finish(reason, _usage(usage) if usage else None, self._reason)
 
 
 def _usage(found: _Usage) -> Usage:
     """GATEWAY TR-17: Converse counts what the cache gave or took beside the input; together they are the prompt."""
-    cached = found.cache_read_input_tokens
-    return Usage(found.input_tokens + cached + found.cache_write_input_tokens, found.output_tokens, cached)
+    read, written = found.cache_read_input_tokens, found.cache_write_input_tokens
+    return Usage(found.input_tokens + read + written, found.output_tokens, read, 0, written)
