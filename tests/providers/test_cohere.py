@@ -25,6 +25,7 @@ from loomgate.wire.chat import (
     Usage,
 )
 from tests.providers.conformance.wire_cohere import event, message
+from tests.providers.conformance.suite import bare
 
 HI = ChatMessage(role="user", content="Hi")
 TOOLS = [FunctionTool(name="f", strict=True), FunctionTool(name="g", description="G")]
@@ -124,7 +125,7 @@ def read(*events: bytes) -> tuple[list[Chunk], ProviderError | None]:
             found.append(chunk)
     except ProviderError as error:
         return found, error
-    return found, None
+    return bare(found), None
 
 
 TEXT = event("content-delta", index=0, delta=message(content={"text": "Hi"}))

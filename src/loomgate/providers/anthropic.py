@@ -78,7 +78,7 @@ def _block(part: ContentPart) -> dict[str, Any] | None:
 
 
 def _image(url: str) -> dict[str, Any]:
-    data = split_url(url)
+    data = split_url(url, "image_url")
     if data is None:
         return {"type": "image", "source": {"type": "url", "url": url}}
     kind = "document" if data[0] == "application/pdf" else "image"

@@ -72,14 +72,17 @@ def spoken(content: Iterable[ContentPart]) -> list[ContentPart]:
     return [part for part in content if not isinstance(part, ThinkingPart | RedactedThinkingPart)]
 
 
-def split_url(url: str) -> tuple[str, str] | None:
-    """The media type and base64 data of a ``data:`` URL, or None if it is none. Raises `ProviderError` ``invalid``."""
+def split_url(url: str, field: str = "file_data") -> tuple[str, str] | None:
+    """The media type and base64 data of a ``data:`` URL, or None if it is none.
+
+    Raises `ProviderError` ``invalid`` that names ``field``.
+    """
     if url[:5].lower() != "data:":
         return None
     head, comma, data = url[5:].partition(",")
     kind, *options = (word.strip().lower() for word in head.split(";"))
     if not comma or not data:
-        raise refused("file_data", "'data:<media type>;base64,<data>'")
+        raise refused(field, "'data:<media type>;base64,<data>'")
     if "base64" not in options:
         data = base64.b64encode(unquote_to_bytes(data)).decode()
     return kind or "application/octet-stream", data
