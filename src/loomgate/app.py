@@ -6,12 +6,14 @@ signals, logs). What must not: decisions that belong to a room.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
 import msgspec
@@ -23,6 +25,12 @@ from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Stored, StoredKey
+from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.hosts import trusted_from_env
+from loomgate.gateway.limits import Limits
+from loomgate.gateway.meter import Meter
+from loomgate.gateway.prices import Prices
+from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
@@ -62,7 +70,27 @@ async def running(
     """
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
-        gateway = Gateway(gateway_config(settings), stored=_stored(settings, store))
+        limits, metrics, spans = Limits(), Metrics(), spans_from()
+        limits.load(await store.ledger.spending())
+        meter = Meter(
+            functools.partial(store.ledger.write, kept=settings.log_calls),
+            Prices(settings.prices),
+            settings.log_body_bytes,
+            observers=[metrics] if spans is None else [metrics, spans],
+            spend=limits.spend,
+            forget=store.ledger.forget,
+            days=settings.log_retention_days,
+        )
+        meter.start()
+        cache = AnswerCache(
+            settings.cache_bytes,
+            _embedder(settings, application),
+            max_age=settings.cache_max_age_seconds,
+            max_age_limit=settings.cache_max_age_limit_seconds,
+        )
+        gateway = Gateway(
+            gateway_config(settings), stored=_stored(settings, store), cache=cache, meter=meter, limits=limits
+        )
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
@@ -83,11 +111,16 @@ async def running(
             application.auth = Auth(store)
             application.gateway = gateway
             application.engine = engine
+            metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
+            application.metrics = metrics
             yield store
         finally:
             application.engine = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await gateway.close()
+            await meter.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
@@ -96,6 +129,7 @@ def gateway_config(settings: Settings) -> GatewayConfig:
     return GatewayConfig(
         providers={name: provider_config(provider) for name, provider in settings.providers.items()},
         default=None if default is None else default.name,
+        trusted=trusted_from_env(os.environ.get("TRUSTED_CUSTOM_HOSTS", "")),
     )
 
 
@@ -132,6 +166,19 @@ def _aws_keys(provider: Provider) -> AwsKeys | None:
         secret_access_key=provider.aws_secret_access_key.reveal(),
         session_token=provider.aws_session_token.reveal() or None,
     )
+
+
+def _embedder(settings: Settings, application: Application) -> Callable[[str], Awaitable[list[float]]] | None:
+    """Vectors for the semantic cache, from the model that the operator names; its calls are like any others."""
+    model = settings.semantic_cache_model
+    if not model:
+        return None
+
+    async def embed(text: str) -> list[float]:
+        assert application.gateway is not None
+        return await application.gateway.embed(text, model)
+
+    return embed
 
 
 def _stored(settings: Settings, store: Store) -> Stored:

@@ -64,7 +64,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``providers`` by the operator's names, in order; the one named by ``default`` takes what no pattern matches.
 
-    ``trusted``: custom hosts that may be private (HOST-03). ``scripted`` switches the deterministic model on.
+    ``trusted``: custom hosts that may be private (HOST-03). ``guardrails``: those that configs name by slug (GR-03). ``scripted`` switches the deterministic model on.
     """
 
     providers: dict[str, ProviderConfig] = {}
@@ -72,6 +72,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     retries: Retries = Retries()
     timeouts: Timeouts = Timeouts()
     trusted: frozenset[str] = frozenset()
+    guardrails: Mapping[str, dict[str, Any]] = {}
     scripted: bool = True
 
 

@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, Mapping
 import msgspec
 
 from loomgate import clock
-from loomgate.errors import ProviderError
+from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.fronts import FRONTS
-from loomgate.gateway.fronts.errors import error_body
+from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
@@ -42,6 +42,15 @@ _OUR_PREFIX = b"x-portkey-"
 
 # The status by which a failure without an answer is told (RTY-10, GERR-03), and its type.
 _STATUS = {"timeout": 504, "connect": 503, "cut": 502, "malformed": 502, "auth": 401, "invalid": 400}
+# What a refusal of our own means to a run (PRX-19).
+_KIND: dict[int, ProviderErrorKind] = {
+    401: "auth",
+    404: "model_not_found",
+    408: "timeout",
+    412: "quota",
+    429: "rate_limit",
+}
+ANTHROPIC = frozenset({"messages", "count_tokens"})  # endpoints whose clients read Anthropic's errors
 _TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
 
 JSON = (b"content-type", b"application/json")
@@ -83,7 +92,7 @@ class Exchange:
                 told = ProviderError(
                     error.kind, masked(error.message, *secrets), status=error.status, retry_after=error.retry_after
                 )
-                answer = failed(resolved.provider, told)
+                answer = failed(request, resolved.provider, told)
         if answer.status == 401 and resolved.target.vendor.auth == "service_account":
             self._tokens.forget(secrets[0] if secrets else None)
         answer.provider = resolved.provider
@@ -98,7 +107,7 @@ class Exchange:
         try:
             answer = await self._told(request, scripted.stream(call, tries), about, stream=call.stream)
         except ProviderError as error:
-            answer = failed("scripted", error)
+            answer = failed(request, "scripted", error)
         answer.provider, answer.model = "scripted", call.model
         return answer
 
@@ -121,7 +130,7 @@ class Exchange:
             call = doing.request(request, fields, raw, target)
             reply = await self._reply(call, target, effective, request, timeouts)
             if reply.status >= 400:
-                return (await self._refused(resolved, reply))[0]
+                return (await self._refused(request, resolved, reply))[0]
             if doing.passes:
                 return await self._passed(request, reply)
             async with reply:
@@ -137,7 +146,7 @@ class Exchange:
             chat = msgspec.structs.replace(chat, model=resolved.model)
         reply = await self._reply(dialect.request(chat, target), target, effective, request, timeouts)
         if reply.status != 200:
-            answer, said = await self._refused(resolved, reply)
+            answer, said = await self._refused(request, resolved, reply)
             answer.error = dialect.error(reply.status, reply.headers, said)
             return answer
         about = _about(resolved.provider, chat.model, fields, strict=_strict(request, effective))
@@ -170,11 +179,12 @@ class Exchange:
             return Answer(reply.status, whole, headers=headers)
         return Answer(reply.status, stream=_pieces(reply), headers=headers)
 
-    async def _refused(self, resolved: Resolved, reply: Reply) -> tuple[Answer, bytes]:
+    async def _refused(self, request: Request, resolved: Resolved, reply: Reply) -> tuple[Answer, bytes]:
         """An error of a mapped endpoint in OpenAI's shape (GERR-01, GERR-09), and what the endpoint said."""
         async with reply:
             said = await reply.read(_LONGEST_ERROR)
-        made = error_body(resolved.provider, reply.status, reply.headers.get("content-type", ""), said)
+        shape = messages_error_body if request.endpoint.name in ANTHROPIC else error_body
+        made = shape(resolved.provider, reply.status, said, resolved.target.vendor.dialect)
         body = masked(_encode(made).decode(), *resolved.target.secrets).encode()
         return Answer(reply.status, body, headers=[JSON, *_passing(reply)]), said
 
@@ -196,19 +206,45 @@ class Exchange:
 # --- answers that no endpoint made -----------------------------------------------------------------------------------
 
 
-def error_answer(status: int, message: str, type: str, *, provider: str = "", code: str | None = None) -> Answer:
-    """An error in OpenAI's shape that Portkey's clients can read as well (VAL-21)."""
-    made: Fields = {"error": {"message": message, "type": type, "param": None, "code": code}}
+def error_answer(
+    request: Request,
+    status: int,
+    message: str,
+    type: str,
+    *,
+    provider: str = "",
+    param: str | None = None,
+    code: str | None = None,
+    details: list[str] | None = None,
+) -> Answer:
+    """An error of our own: the object that the client's SDK shows, and what Portkey's clients read (VAL-21)."""
+    if request.endpoint.name in ANTHROPIC:
+        made = messages_error(status, message)
+    else:
+        made = {"error": {"message": message, "type": type, "param": param, "code": code}}
     if provider:
         made["provider"] = provider
+    if details:
+        made["errors"] = details
     return Answer(status, _encode({**made, "status": "failure", "message": message}), headers=[JSON])
 
 
-def failed(provider: str, error: ProviderError) -> Answer:
+def refused(request: Request, error: ApiError) -> Answer:
+    """The answer that ``error`` is."""
+    answer = error_answer(
+        request, error.status, error.message, error.type, param=error.param, code=error.code, details=error.details
+    )
+    answer.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
+    answer.error = ProviderError(_KIND.get(error.status, "invalid"), error.message, status=error.status)
+    return answer
+
+
+def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     """The answer for an exchange that broke (RTY-10)."""
     status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
     type = _TYPE.get(error.kind, "api_error")
-    answer = error_answer(status, f"{provider} error: {error.message}", type, provider=provider, code=error.kind)
+    message = f"{provider} error: {error.message}"
+    answer = error_answer(request, status, message, type, provider=provider, code=error.kind)
     answer.error = error
     return answer
 
@@ -222,9 +258,10 @@ def timed_out(milliseconds: int) -> Answer:
 
 def unsupported(request: Request, provider: str) -> Answer:
     """GERR-04."""
-    answer = error_answer(500, f"{request.endpoint.inner} is not supported by {provider}", "invalid_request_error")
+    message = f"{request.endpoint.inner} is not supported by {provider}"
+    answer = error_answer(request, 500, message, "invalid_request_error", code="unsupported_endpoint")
     answer.final = True
-    answer.error = ProviderError("invalid", f"{request.endpoint.inner} is not supported by {provider}")
+    answer.error = ProviderError("invalid", message)
     return answer
 
 

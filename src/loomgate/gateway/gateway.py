@@ -16,24 +16,27 @@ from loomgate.gateway import hosts, params, retry
 from loomgate.gateway.cache import AnswerCache, cache_status
 from loomgate.gateway.call import Answer, Effective, Fields, Node, Request
 from loomgate.gateway.config import GatewayConfig, Stored
-from loomgate.gateway.exchange import Exchange
+from loomgate.gateway.exchange import Exchange, refused
+from loomgate.gateway.gather import whole_body
 from loomgate.gateway.guard import Guard
-from loomgate.gateway.guardrails import Guards, compile_guardrails
+from loomgate.gateway.guardrails import Guardrail, Guards, compile_guardrails
 from loomgate.gateway.kept import keep, recorded, replayed
+from loomgate.gateway.limits import Limits, key_id
 from loomgate.gateway.meter import Meter, Record
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.resolve import Resolved, Resolver
 from loomgate.gateway.route import Router
-from loomgate.gateway.tree import compile_naming
+from loomgate.gateway.tree import compile_config, compile_naming
 from loomgate.providers import scripted
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.transport import Transport
 from loomgate.wire.chat import Chat, Chunk, Upstream
 from loomgate.wire.endpoints import ENDPOINTS
-from loomgate.wire.policy import Naming
+from loomgate.wire.policy import Config, Naming
 
 _CHAT = ENDPOINTS["chat"]
 _PLAYED = frozenset({"chat", "complete", "messages"})
+_MOST_COMPILED = 1000
 # What a refusal of the gateway's own means to a run (PRX-19).
 _KINDS: dict[int, ProviderErrorKind] = {401: "auth", 404: "model_not_found", 408: "timeout", 412: "quota", 429: "rate_limit"}
 
@@ -53,6 +56,7 @@ class Gateway:
         *,
         cache: AnswerCache | None = None,
         meter: Meter | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._config = config
         self._stored = stored or Stored()
@@ -64,14 +68,16 @@ class Gateway:
         self._guards = Guards(self._transport.send, trusted=lambda url: hosts.is_trusted(url, config.trusted))
         self._cache = cache or AnswerCache(0, None)
         self._meter = meter or Meter(None, Prices())
+        self._limits = limits or Limits()
+        self._compiled: dict[int, tuple[Config, Node]] = {}
 
     # --- the pipeline ---
 
     async def call(self, request: Request, skip: frozenset[str] = frozenset()) -> Answer:
         """The answer to ``request``, whatever its status: read it to its end or close it.
 
-        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again. Raises `ApiError` for a request that cannot go
-        anywhere.
+        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again. Raises
+        `ApiError` for a request that cannot go anywhere.
         """
         record = self._meter.begin(request)
         try:
@@ -86,7 +92,13 @@ class Gateway:
         return recorded(record, answer)
 
     async def _attempt(self, request: Request, record: Record, effective: Effective) -> Answer:
-        """One target's answer."""
+        """One target's answer; what is wrong with the target is one, too, so that the next may be tried."""
+        try:
+            return await self._asked(request, record, effective)
+        except ApiError as error:
+            return refused(request, error)
+
+    async def _asked(self, request: Request, record: Record, effective: Effective) -> Answer:
         fields = params.apply(request.fields, effective)
         model = fields.get("model")
         resolved = None
@@ -94,6 +106,10 @@ class Gateway:
             resolved = await self._resolver.resolve(request, effective, model if isinstance(model, str) else None)
             if resolved.model != model:
                 fields = {**fields, "model": resolved.model}
+            if resolved.stored is not None:
+                key = key_id(request.workspace, resolved.stored)
+                if (refusal := self._limits.admit(key, resolved.limits)) is not None:
+                    raise refusal
         guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
         if guard is not None and (refused := await guard.admits(fields)) is not None:
             return refused
@@ -128,7 +144,8 @@ class Gateway:
                 answer = await self._exchange.play(request, fields, tries)
             else:
                 answer = await self._exchange.send(request, resolved, effective, fields)
-            record.attempted(answer.provider, answer.status, clock.monotonic() - began)
+            stored = None if resolved is None else resolved.stored
+            record.attempted(answer.provider, answer.status, clock.monotonic() - began, virtual_key=stored)
             if guard is not None:
                 answer = await guard.checked(answer)
             wait = self._wait(request, effective, resolved, answer, tries, waited)
@@ -159,14 +176,36 @@ class Gateway:
         return own.wait(error, tries + 1, self._dice())
 
     async def _node(self, request: Request) -> Node:
-        """What the request's headers say, over the config they name."""
+        """What the request's headers say, over the config they name (kept compiled while it is the same)."""
         naming = request.naming
-        saved = naming.inline
+        config = naming.inline
         if naming.config is not None:
-            saved = await self._stored.config(request.workspace, naming.config)
-            if saved is None:
+            config = await self._stored.config(request.workspace, naming.config)
+            if config is None:
                 raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
-        return compile_naming(naming, saved, _guardrails)
+        compiled = None
+        if config is not None:
+            compiled = self._compiled.get(id(config))
+            if compiled is None or compiled[0] is not config:
+                if len(self._compiled) >= _MOST_COMPILED:
+                    self._compiled.clear()
+                where = "x-portkey-config" if naming.inline is not None else f"config '{naming.config}'"
+                node = compile_config(config, self._guardrails, trusted=self._config.trusted, where=where)
+                compiled = self._compiled[id(config)] = (config, node)
+        return compile_naming(
+            naming,
+            config,
+            self._guardrails,
+            trusted=self._config.trusted,
+            compiled=None if compiled is None else compiled[1],
+        )
+
+    def _guardrails(self, config: Config) -> tuple[tuple[Guardrail, ...], tuple[Guardrail, ...]]:
+        saved = self._config.guardrails
+        return (
+            compile_guardrails(config.input_guardrails or (), config.before_request_hooks or (), "input", saved),
+            compile_guardrails(config.output_guardrails or (), config.after_request_hooks or (), "output", saved),
+        )
 
     def _plays(self, request: Request, effective: Effective, model: object) -> bool:
         """Whether the deterministic model is meant."""
@@ -248,20 +287,29 @@ class Gateway:
         """Why a run with ``model`` cannot be routed, or ``None`` (BEHAVIOUR RUN-16). What a config says is seen later."""
         if naming.config is not None or naming.inline is not None:
             return None
-        node = compile_naming(naming, None, _guardrails)
+        node = compile_naming(naming, None, self._guardrails, trusted=self._config.trusted)
         request = Request(_CHAT, naming, workspace)
         if self._plays(request, node.effective, model):
             return None
         return await self._resolver.refusal(request, node.effective, model)
+
+    async def embed(self, text: str, model: str, workspace: str = "default") -> list[float]:
+        """The vector of ``text`` by an embedding model, named as clients name it. Raises `ProviderError`, `ApiError`."""
+        body = msgspec.json.encode({"model": model, "input": text})
+        answer = await self.call(Request(ENDPOINTS["embed"], Naming(debug=False), workspace, body=body))
+        found = whole_body(answer)
+        if answer.status != 200 or found is None:
+            raise answer.error or _refusal(answer)
+        try:
+            return [float(number) for number in found["data"][0]["embedding"]]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ProviderError("malformed", f"The embedding model '{model}' did not answer with a vector.") from None
 
     async def close(self) -> None:
         """Close the transport, after the last checks and log records."""
         await self._guards.close(1.0)
         await self._meter.close()
         await self._transport.close()
-
-
-_guardrails = compile_guardrails
 
 
 def _unknown(header: str, value: str, expected: str) -> ApiError:
@@ -273,4 +321,4 @@ def _unknown(header: str, value: str, expected: str) -> ApiError:
 def _refusal(answer: Answer) -> ProviderError:
     """What an answer that is no model's means to a run (PRX-19)."""
     kind = _KINDS.get(answer.status) or ("server" if answer.status >= 500 else "invalid")
-    return ProviderError(kind, answer.message, status=answer.status)
+    return ProviderError(kind, f"The gateway answered HTTP {answer.status}.", status=answer.status)

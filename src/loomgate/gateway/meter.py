@@ -1,11 +1,12 @@
 """What every call through the gateway leaves behind: its record in the log, its metrics, its span, what it spent.
 
-What must live here: taking down what happens (cheap, synchronous, on the way of the call) and the one task that does all
-the rest later, in batches. What must not: what a record holds (``gateway/record``), how it is stored (``store/ledger``).
+What must live here: taking down what happens (cheap, synchronous, on the way of the call) and the one task that does
+all the rest later, in batches. What must not: what a record holds (``gateway/record``), or how it is stored
+(``store/ledger``).
 
-The pipeline says ``record = meter.begin(request)``, then `Record.attempted` for each try at an endpoint, `Record.sent` for
-each piece of a streamed answer, and in the end `Record.finish` or `Record.abandon`. Nothing is decoded, counted or written
-there: a finished record is put in a queue that is bounded in number and bytes, and the oldest goes when it is full.
+The pipeline says ``record = meter.begin(request)``, then `Record.attempted` for each try at an endpoint, `Record.sent`
+for each piece of a streamed answer, and in the end `Record.finish` or `Record.abandon`. Nothing is decoded, counted or
+written there: a finished record is put in a queue, bounded in number and bytes, and the oldest goes when it is full.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from loomgate import clock
 from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.record import TAIL, Made, Seen, make
 from loomgate.wire.calls import CallRecord
@@ -111,7 +113,7 @@ class Record:
 
     @property
     def trace_id(self) -> str:
-        """The call's trace (RSP-01): the client's own word for it (RH-07), else that of its traceparent, else a new one."""
+        """The call's trace (RSP-01): what the client calls it (RH-07), else its traceparent's, else a new one."""
         found = self._trace
         if not found:
             naming = self.request.naming
@@ -160,7 +162,7 @@ class Record:
         error: str | None = None,
         status: int = 0,
     ) -> None:
-        """The call is over. ``answer_body`` is what the client got, if `sent` was not told of it (else ``answer.body``).
+        """The call is over. ``answer_body`` is what the client got; left out: what `sent` was told, or ``answer.body``.
 
         ``usage`` is looked up in the body later unless it is given; ``error`` says what went wrong, without secrets;
         ``status`` is given when it is not the answer's. Only the first call counts.
@@ -228,7 +230,8 @@ class Meter:
     """Takes down calls and sees to it that they are written. Belongs to one event loop.
 
     ``write`` stores a batch (``None``: no log is kept); ``bodies`` is the most bytes of a request and of an answer that
-    a record keeps. ``observers`` are told of every call, ``spend(workspace, virtual_key, cost, tokens)`` of what it cost.
+    a record keeps. ``observers`` are told of every call, ``spend(virtual_key_id, cost, tokens)`` (`Limits.spend`) of
+    what it cost.
     ``forget(before)`` drops some records that are older than that time (``True``: there may be more), and is used for
     those older than ``days``, if that is not 0.
     """
@@ -240,7 +243,7 @@ class Meter:
         bodies: int = 65536,
         *,
         observers: Sequence[Observer] = (),
-        spend: Callable[[str, str, float, int], None] | None = None,
+        spend: Callable[[str, float, int], None] | None = None,
         forget: Callable[[float], Awaitable[bool]] | None = None,
         days: int = 0,
         most: int = _MOST,
@@ -286,7 +289,7 @@ class Meter:
                 self._woken.set()
 
     def start(self) -> None:
-        """Begin to drop old records. Needs no call for the rest: the first record that is finished starts the writer."""
+        """Begin to drop old records. All else needs no start: the first record that is finished starts the writer."""
         if self._task is None and not self._closed:
             self._woken = asyncio.Event()
             self._task = asyncio.get_running_loop().create_task(self._run(self._woken), name="loomgate-meter")
@@ -341,8 +344,9 @@ class Meter:
             return
         self._tidied = now
         try:
-            while await forget(now - self._days * _DAY) and not self._closed:
-                await asyncio.sleep(0)
+            more = True
+            while more and not self._closed:
+                more = await forget(now - self._days * _DAY)
         except Exception as error:
             log.warning("old records of calls could not be dropped: %s", error)
 
@@ -357,7 +361,7 @@ class Meter:
                 facts = one.record.facts
                 if facts.virtual_key and not facts.cache.endswith("HIT"):
                     tokens = facts.prompt_tokens + facts.completion_tokens
-                    self._spend(facts.workspace, facts.virtual_key, facts.cost or 0.0, tokens)
+                    self._spend(key_id(facts.workspace, facts.virtual_key), facts.cost or 0.0, tokens)
 
     async def _stored(self, write: Write, batch: list[CallRecord]) -> None:
         for seconds in (*_AGAIN, None):

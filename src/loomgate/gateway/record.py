@@ -8,11 +8,11 @@ import random
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from loomgate.errors import ApiError
-from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.call import Answer, Fields, Request
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.usage import answer_of, units_of, usage_of
 from loomgate.wire.calls import Attempt, CallFacts, CallRecord, new_log_id
@@ -30,7 +30,9 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 # Those of that kind which hold none.
-_PLAIN = frozenset({"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"})
+_PLAIN = frozenset(
+    {"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"}
+)
 _secrets: dict[str, bool] = {}
 _MOST_NAMES = 4096
 
@@ -64,7 +66,7 @@ class Made(NamedTuple):
     """A record, and what only spans tell besides: the request's fields (``{}`` if they were not decoded)."""
 
     record: CallRecord
-    fields: Mapping[str, Any]
+    fields: Fields
     headers: Mapping[str, str]
 
 
@@ -78,13 +80,15 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
     usage = seen.usage or answer.usage
     if usage is None and seen.status < 400:
         usage = usage_of(endpoint, content_type, body)
-    fields = _fields(request) if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model else {}
+    fields: Fields = {}
+    if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model:
+        fields = _fields(request)
     asked = fields.get("model")
     model = answer.model or (asked if isinstance(asked, str) else "")
     answer_model, answer_id, reasons = answer_of(body) if endpoint in _PARAMS else ("", "", ())
     cost: float | None = 0.0
     if seen.status < 400 and not hit and answer.provider:
-        units = units_of(endpoint, content_type, dict(fields), body, seen.size)
+        units = units_of(endpoint, content_type, fields, body, seen.size)
         cost = prices.cost(answer.provider, model, usage, units)
     logged = naming.debug
     masked = frozenset(naming.sensitive)
@@ -127,8 +131,8 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
         run_id=seen.run_id,
         thread_id=seen.thread_id,
         logged=logged,
-        request_headers=_masked(request.headers, masked) if logged else {},
-        response_headers=_masked(headers, masked) if logged else {},
+        request_headers=masked_headers(request.headers, masked) if logged else {},
+        response_headers=masked_headers(headers, masked) if logged else {},
         request_type=request.content_type,
         response_type=content_type,
         request_size=len(request.body),
@@ -147,27 +151,38 @@ def is_secret(name: str) -> bool:
     return found
 
 
-def _masked(headers: Mapping[str, str], sensitive: frozenset[str]) -> dict[str, str]:
+def masked_headers(headers: Mapping[str, str], sensitive: frozenset[str] = frozenset()) -> dict[str, str]:
     """``headers`` with the values of those that hold secrets, and of the client's own choice (RH-14), masked.
 
     An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
     """
     kept: dict[str, str] = {}
     for name, value in headers.items():
-        if name in sensitive or is_secret(name) or (name == "x-portkey-config" and "{" in value):
+        known = name.lower()
+        if known in sensitive or is_secret(known) or (known == "x-portkey-config" and "{" in value):
             kept[name] = MASK
         else:
             kept[name] = value
     return kept
 
 
+def masked_url(url: str) -> str:
+    """``url`` with what may be a secret in its query or before its host masked."""
+    start, mark, rest = url.partition("?")
+    scheme, slashes, place = start.partition("://")
+    host, slash, path = place.partition("/")
+    if "@" in host:
+        start = f"{scheme}{slashes}{MASK}@{host.rpartition('@')[2]}{slash}{path}"
+    if not mark:
+        return start
+    pairs = parse_qsl(rest, keep_blank_values=True)
+    return f"{start}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
+
+
 def _url(request: Request) -> str:
-    """Where the client sent its request, with secrets in the query masked."""
+    """Where the client sent its request."""
     url = f"http://{request.headers.get('host', 'localhost')}/v1{request.path}"
-    if not request.query:
-        return url
-    pairs = parse_qsl(request.query, keep_blank_values=True)
-    return f"{url}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
+    return masked_url(f"{url}?{request.query}") if request.query else url
 
 
 def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], str, str]:
@@ -190,12 +205,16 @@ def _plain(body: bytes, coding: str) -> bytes:
 
 def _kept_text(body: bytes, bodies: int, content_type: str) -> bytes | None:
     """What is kept of ``body``: nothing of sounds, images and forms, whose bytes tell a reader nothing."""
-    if not body or not bodies or content_type.startswith(("audio/", "image/", "video/", "multipart/", "application/oct")):
+    if (
+        not body
+        or not bodies
+        or content_type.startswith(("audio/", "image/", "video/", "multipart/", "application/oct"))
+    ):
         return None
     return body if len(body) <= bodies else body[:bodies]
 
 
-def _fields(request: Request) -> Mapping[str, Any]:
+def _fields(request: Request) -> Fields:
     try:
         return request.fields
     except ApiError:

@@ -3,5 +3,6 @@
 from loomgate.gateway.fronts.chat import ChatFront
 from loomgate.gateway.fronts.completions import CompletionsFront
 from loomgate.gateway.fronts.front import Front
+from loomgate.gateway.fronts.messages import MessagesFront
 
-FRONTS: dict[str, Front] = {"chat": ChatFront(), "complete": CompletionsFront()}
+FRONTS: dict[str, Front] = {"chat": ChatFront(), "complete": CompletionsFront(), "messages": MessagesFront()}
