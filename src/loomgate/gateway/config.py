@@ -11,6 +11,7 @@ import msgspec
 from loomgate.errors import ProviderError
 from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
+from loomgate.wire.limits import KeyLimits
 from loomgate.wire.policy import Config, Naming
 
 
@@ -89,7 +90,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     aws: AwsKeys | None = None
     options: Mapping[str, Any] = {}
     private: bool = False
-    limits: Any = None
+    limits: KeyLimits | None = None
 
     def __repr__(self) -> str:
         return f"StoredKey(provider={self.provider!r}, base_url={self.base_url!r})"

@@ -4,7 +4,7 @@ What must live here: which way a body goes (as it is, by an operation, or throug
 endpoint's status, headers and failure become. What must not: whether it is tried again, or somewhere else.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -219,7 +219,7 @@ def error_answer(
 ) -> Answer:
     """An error of our own: the object that the client's SDK shows, and what Portkey's clients read (VAL-21)."""
     if request.endpoint.name in ANTHROPIC:
-        made = messages_error(status, message)
+        made: Fields = messages_error(status, message)
     else:
         made = {"error": {"message": message, "type": type, "param": param, "code": code}}
     if provider:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from loomgate import clock
-from loomgate.errors import ApiError, ProviderError, bad_request
+from loomgate.errors import ApiError, bad_request
 from loomgate.gateway import hosts
 from loomgate.gateway.call import Effective, Request
 from loomgate.gateway.config import GatewayConfig, ProviderConfig, Stored, StoredKey
@@ -23,6 +23,7 @@ from loomgate.providers.bedrock import SIGNING_NAME
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Target
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
+from loomgate.wire.limits import KeyLimits
 
 _MEMORY_SECONDS = 2.0  # how long a stored key counts without another look: a change takes as long to be noticed
 _MOST_KEYS = 10_000
@@ -36,7 +37,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     config: ProviderConfig
     model: str | None = None
     stored: str | None = None
-    limits: object = None
+    limits: KeyLimits | None = None
 
 
 class Resolver:

@@ -6,7 +6,7 @@ targets (``gateway/route``), or looking up what a slug stands for. Pure.
 
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 import msgspec.structs

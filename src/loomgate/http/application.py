@@ -260,12 +260,12 @@ class _Metrics:
         """ASGI."""
         found, auth = self._application.metrics, self._application.auth
         try:
-            answer = _rendered(_overloaded()) if found is None or auth is None else await metrics(found, auth, scope)
+            answer = _rendered(overloaded()) if found is None or auth is None else await metrics(found, auth, scope)
         except ApiError as error:
             answer = _rendered(error)
         except StoreError:
             log.exception("/metrics: the store cannot be used")
-            answer = _rendered(_overloaded())
+            answer = _rendered(overloaded())
         await _Reply(send).send(answer)
 
 

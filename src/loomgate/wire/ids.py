@@ -11,7 +11,7 @@ _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 24
 _SPAN = len(_ALPHABET) ** _LENGTH
 
-Prefix = Literal["asst", "thread", "msg", "run", "step", "call", "key", "vk", "cred", "evt", "wh"]
+Prefix = Literal["asst", "thread", "msg", "run", "step", "call", "key", "vk", "cred", "evt", "wh", "chatcmpl"]
 
 
 def new_id(prefix: Prefix) -> str:
