@@ -214,7 +214,8 @@ class Transport:
         limits = aiohttp.ClientTimeout(total=None, connect=watch.timeouts.connect)
         try:
             async with watch.scope():
-                return await session.post(
+                return await session.request(
+                    call.method,
                     call.url,
                     data=body,
                     headers=call.headers,
