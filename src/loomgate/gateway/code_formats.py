@@ -112,7 +112,7 @@ _LINES: dict[Format, tuple[str, ...]] = {
         r"namespace\s+[\w.]+\s*[;{]?\s*$",
         r"Console\.(?:Write|Read)",
         r"(?:public|private|protected|internal)\s[^\n]{0,100}\{\s*get;",
-        r"(?:public|private|internal)?\s*static\s+(?:async\s+)?\w+\s+Main\s*\(",
+        r"(?:(?:public|private|internal)\s+)?static\s+(?:async\s+)?\w+\s+Main\s*\(",
     ),
     "C++": (
         r"#include\s*<(?:iostream|vector|string|map|memory|algorithm|cstdio|cstdlib|utility|functional)>",
@@ -128,13 +128,13 @@ _LINES: dict[Format, tuple[str, ...]] = {
         r"(?:static\s+)?(?:void|int|char|float|double|size_t)\s*\**\s*\w+\s*\([^\n)]{0,200}\)\s*\{",
     ),
     "Ruby": (
-        r"def\s+(?:self\.)?\w+[?!]?(?:\([^\n)]{0,200}\))?\s*$(?=[^\0]{0,2000}^\s*end\b)",
+        r"def\s+(?:self\.)?\w+[?!]?(?:\([^\n)]{0,200}\))?\s*$(?=[^\0]{0,500}^\s*end\b)",
         r"require(?:_relative)?\s+['\"]",
         r"\w[\w.]{0,50}\.each\s+do\s+\|",
-        r"(?:module|class)\s+[A-Z]\w*(?:\s*<\s*[A-Z][\w:]*)?\s*$(?=[^\0]{0,2000}^\s*end\b)",
+        r"(?:module|class)\s+[A-Z]\w*(?:\s*<\s*[A-Z][\w:]*)?\s*$(?=[^\0]{0,500}^\s*end\b)",
         r"puts\s+[\"'\w]",
     ),
-    "PHP": (r"<\?php\b", r"\$\w+\s*=\s*[^\n]{1,300};\s*$(?=[^\0]{0,2000}\becho\b)", r"echo\s+[\"$][^\n]{0,300};"),
+    "PHP": (r"<\?php\b", r"\$\w+\s*=\s*[^\n]{1,300};\s*$(?=[^\0]{0,500}\becho\b)", r"echo\s+[\"$][^\n]{0,300};"),
     "Swift": (
         r"import\s+(?:Foundation|UIKit|SwiftUI|Combine)\b",
         r"func\s+\w+\([^\n)]{0,200}\)\s*(?:throws\s*)?(?:->\s*[\w\[\]?<>]+\s*)?\{",
@@ -144,7 +144,7 @@ _LINES: dict[Format, tuple[str, ...]] = {
     "Kotlin": (
         r"(?:suspend\s+|private\s+|override\s+)*fun\s+(?:<[^\n>]{0,30}>\s*)?[\w.]+\([^\n)]{0,200}\)",
         r"data\s+class\s+\w+\(",
-        r"val\s+\w+(?:\s*:\s*\w+)?\s*=\s*[^\n;]{1,200}$(?=[^\0]{0,2000}\bfun\b)",
+        r"val\s+\w+(?:\s*:\s*\w+)?\s*=\s*[^\n;]{1,200}$(?=[^\0]{0,500}\bfun\b)",
     ),
     "Go": (
         r"package\s+\w+\s*$",
@@ -161,7 +161,7 @@ _LINES: dict[Format, tuple[str, ...]] = {
         r"#\[derive\(",
     ),
     "Scala": (
-        r"(?:case\s+)?(?:object|class|trait)\s+\w+[^\n]{0,100}(?:\bextends\b|\{)(?=[^\0]{0,2000}\b(?:def|val)\s)",
+        r"(?:case\s+)?(?:object|class|trait)\s+\w+[^\n]{0,100}(?:\bextends\b|\{)(?=[^\0]{0,500}\b(?:def|val)\s)",
         r"def\s+\w+(?:\[[^\n\]]{0,30}\])?(?:\([^\n)]{0,200}\))?\s*(?::\s*[\w\[\], ]{1,60})?=\s*[^\n=]",
         r"import\s+scala\.",
     ),
@@ -188,7 +188,7 @@ _LINES: dict[Format, tuple[str, ...]] = {
         r"[.#]?[a-zA-Z][\w.#:, >-]{0,100}\{\s*(?:\n\s*)?[a-z-]{2,40}\s*:\s*[^\n;{}]{1,200};",
         r"@(?:media|import|keyframes|font-face)\b[^\n]{0,100}[{;]",
     ),
-    "XML": (r"<\?xml\s", r"<(\w[\w:.-]{0,50})(?:\s+[\w:.-]+=\"[^\n\"]{0,300}\")*>[^\0]{0,2000}?</\1>"),
+    "XML": (r"<\?xml\s", r"<(\w[\w:.-]{0,50})(?:\s+[\w:.-]+=\"[^\n\"]{0,300}\")*>[^\0]{0,500}?</\1>"),
     "YAML": (
         r"---\s*\n\s*[\w-]+:(?:\s|$)",
         r"[\w.-]+:\s*\n(?:[ ]{1,8}[\w.-]+:[^\n]{0,300}|\s{0,8}-\s[^\n]{0,300})(?:\n|$)",
@@ -199,15 +199,15 @@ _LINES: dict[Format, tuple[str, ...]] = {
         r"#{1,6}\s\S[^\n]{0,300}\n\s*(?:\n|[-*]\s)",
     ),
     "Dockerfile": (
-        r"FROM\s+[\w./-]+(?::[\w.-]+)?(?:\s+(?i:as)\s+\w+)?\s*\n(?=[^\0]{0,2000}^\s*(?:RUN|CMD|COPY|ADD|ENTRYPOINT|WORKDIR|ENV|EXPOSE)\s)",
+        r"FROM\s+[\w./-]+(?::[\w.-]+)?(?:\s+(?i:as)\s+\w+)?\s*\n(?=[^\0]{0,500}^\s*(?:RUN|CMD|COPY|ADD|ENTRYPOINT|WORKDIR|ENV|EXPOSE)\s)",
     ),
 }
 _SIGNS: dict[Format, re.Pattern[str]] = {
     name: re.compile(r"^[ \t]*(?:" + "|".join(lines) + ")", re.MULTILINE | re.ASCII) for name, lines in _LINES.items()
 }
 
-_FENCE = re.compile(r"^[ \t]*```+[ \t]*([\w+#.-]*)[^\n]*\n(.*?)(?:^[ \t]*```+|\Z)", re.DOTALL | re.MULTILINE)
-_LONGEST_BLOCK = 20_000  # characters that are looked at for signs
+_FENCE = re.compile(r"^[ \t]*+```++[ \t]*+([\w+#.-]*+)[^\n]*+\n(.*?)(?:^[ \t]*+```++|\Z)", re.DOTALL | re.MULTILINE)
+_MOST_LOOKED_AT = 10_000  # characters of a text that are looked at for signs
 
 
 def found_in(text: str) -> list[str]:
@@ -218,11 +218,13 @@ def found_in(text: str) -> list[str]:
     """
     found: dict[str, None] = {}
     blocks: list[tuple[str, str]] = [(match[1].lower(), match[2]) for match in _FENCE.finditer(text)]
+    left = _MOST_LOOKED_AT
     for name, block in blocks or [("", text)]:
         if name:
             found[_NAMES.get(name, name)] = None
-        else:
-            found.update(dict.fromkeys(_recognised(block[:_LONGEST_BLOCK])))
+        elif left > 0:
+            found.update(dict.fromkeys(_recognised(block[:left])))
+            left -= len(block)
     return list(found)
 
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Results = list[dict[str, Any]]
 
-_MOST = 100  # guardrails of one side, and checks of a guardrail
+_MOST = 100  # guardrails of one side, and checks in them
 _BACKGROUND = 256  # asynchronous runs at a time
 _DENIED = (
     "The guardrail checks defined in the config failed. You can find more information in the `hook_results` object."
@@ -126,6 +126,8 @@ def compile_guardrails(
         else:
             found.append(_compiled(item, side, where))
     found += [_compiled({"checks": [], **hook}, side, f"{long}[{at}]") for at, hook in enumerate(hooks)]
+    if sum(len(guard.checks) for guard in found) > _MOST:
+        raise bad_request(f"Invalid {short}: expected at most {_MOST} checks in all.", param=short)
     return tuple(found)
 
 
@@ -306,7 +308,7 @@ class _Step(NamedTuple):
 async def _taken(steps: Sequence[_Step], subject: Subject, *, in_order: bool) -> tuple[Results, Subject]:
     """Every step's result, in the order of ``steps``, and the subject as the last change left it.
 
-    ``in_order``: each step sees what the former left. Otherwise that holds for those that change something only, so that
+    ``in_order``: each step sees what the former left. Otherwise only those that change something do, so that
     no change undoes another; all the rest see ``subject`` as it came, and those that wait do so together.
     """
     results: Results = [{} for _ in steps]

@@ -17,9 +17,12 @@ import msgspec
 from loomgate import clock
 from loomgate.gateway.patterns import Pattern
 
-_FENCE = re.compile(r"```+[ \t]*(?:json|JSON)?[ \t]*\n(.*?)```", re.DOTALL)
-_MOST_VALUES = 100
+_FENCE = re.compile(r"(?<!`)```++[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)```", re.DOTALL)
+_MOST_FENCES = 100
+_MOST_MARKS = 100_000  # braces, quotes and backslashes that are looked at in one text
+_MARK_WORTH = 1_000  # characters that cost as much as a mark
 _LARGEST_SCHEMA = 64 * 1024  # bytes
+_MOST_PATTERNS = 100  # of a schema; each takes its time to compile
 _SECONDS = 1.0  # for one value
 _MOST_MISTAKES = 20
 _LONGEST_MESSAGE = 300  # characters; jsonschema's repeat the value
@@ -32,7 +35,7 @@ def values(text: str) -> list[Any]:
     stripped = text.strip()
     if stripped[:1] in ("{", "[") and (whole := _read(stripped)) is not None:
         return [whole]
-    fenced = [value for block in _FENCE.findall(text)[:_MOST_VALUES] if (value := _read(block.strip())) is not None]
+    fenced = [value for block in _FENCE.findall(text)[:_MOST_FENCES] if (value := _read(block.strip())) is not None]
     return fenced or list(_objects(text))
 
 
@@ -44,12 +47,11 @@ def _read(text: str) -> Any:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
+    left = _MOST_MARKS
     at = 0
-    for _ in range(_MOST_VALUES):
-        at = text.find("{", at)
-        if at < 0:
-            return
-        end = _closing(text, at)
+    while left > 0 and (at := text.find("{", at)) >= 0:
+        end, used = _closing(text, at, left)
+        left -= used
         found = _read(text[at:end]) if end else None
         if isinstance(found, dict):
             yield cast(dict[str, Any], found)
@@ -58,20 +60,33 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             at += 1
 
 
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]', re.DOTALL)
+_MARKS = re.compile(r'[{}"\\]')
 
 
-def _closing(text: str, at: int) -> int:
-    """Behind the brace that closes the one at ``at``; 0 if none does."""
-    depth = 0
+def _closing(text: str, at: int, most: int) -> tuple[int, int]:
+    """Behind the brace that closes the one at ``at`` (0 if none does), and how many marks were looked at for it."""
+    depth = used = 0
+    quoted = False
+    escaped = -1
     for mark in _MARKS.finditer(text, at):
-        if mark[0] == "{":
-            depth += 1
-        elif mark[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return mark.end()
-    return 0
+        used += 1
+        here = mark.start()
+        if here == escaped:
+            continue
+        char = text[here]
+        if quoted:
+            if char == "\\":
+                escaped = here + 1
+            quoted = char != '"'
+        elif char == '"':
+            quoted = True
+        elif char != "\\":
+            depth += 1 if char == "{" else -1
+        if depth == 0 or used == most:
+            break
+    else:
+        return 0, used + len(text) // _MARK_WORTH
+    return (mark.end() if depth == 0 else 0), used
 
 
 class Schema:
@@ -89,7 +104,10 @@ class Schema:
             self._schema = msgspec.json.decode(encoded, type=dict[str, Any])
             kind: Any = validator_for(self._schema, default=jsonschema.Draft202012Validator)
             kind.check_schema(self._schema)
-            self._patterns = {text: Pattern(text) for text in set(_look_through(self._schema))}
+            patterns = set(_look_through(self._schema))
+            if len(patterns) > _MOST_PATTERNS:
+                raise ValueError(f"the schema has more than {_MOST_PATTERNS} patterns")
+            self._patterns = {text: Pattern(text) for text in patterns}
         except jsonschema.SchemaError as error:
             raise ValueError(f"schema: {error.message} at {error.json_path}") from None
         except RecursionError:

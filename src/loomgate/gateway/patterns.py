@@ -235,17 +235,14 @@ def _escape(source: str, at: int) -> tuple[str, int]:
 
 def _length(source: str, at: int) -> int:
     """Characters of the escape at ``at``."""
-    char = source[at + 1]
-    if char in "pP" and source[at + 2 : at + 3] == "{" and (end := source.find("}", at)) > 0:
-        return end + 1 - at
-    return {"x": 4, "u": 6, "c": 3}.get(char, 2)
+    return {"x": 4, "u": 6, "c": 3}.get(source[at + 1], 2)
 
 
 def _plain(source: str, at: int) -> str:
     """One escape that is the same in and outside of a class."""
     char = source[at + 1]
     text = source[at : at + _length(source, at)]
-    if char in "dDwWbBtnrfv" or (char in "pP" and len(text) > 2) or char in "123456789":
+    if char in "dDwWbBtnrfv123456789":
         return text
     if char == "0":
         return r"\x00"
