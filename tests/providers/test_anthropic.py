@@ -343,7 +343,9 @@ def test_usage_is_told_bit_by_bit() -> None:
     begun = event("message_start", message={"id": "msg_1", "usage": first})
     assert decode(begun, end(output_tokens=50), STOP) == [Finish("stop", Usage(3210, 50, 3000, 0, 200))]
     later = end(None, output_tokens=60)
-    assert decode(begun, end("max_tokens", output_tokens=50), later, STOP) == [Finish("length", Usage(3210, 60, 3000, 0, 200))]
+    assert decode(begun, end("max_tokens", output_tokens=50), later, STOP) == [
+        Finish("length", Usage(3210, 60, 3000, 0, 200))
+    ]
 
 
 def test_a_refusal_without_an_explanation() -> None:

@@ -13,8 +13,8 @@ from loomgate.providers.bedrock import Bedrock
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Target
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, FunctionTool, ImagePart, ImageUrl, TextDelta, ToolCall
-from tests.providers.conformance.wire_bedrock import event, exception, frame
 from tests.providers.conformance.suite import bare
+from tests.providers.conformance.wire_bedrock import event, exception, frame
 
 HI = ChatMessage(role="user", content="Hi")
 TOOL = FunctionTool(name="f")

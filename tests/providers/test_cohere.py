@@ -24,8 +24,8 @@ from loomgate.wire.chat import (
     ToolCallDelta,
     Usage,
 )
-from tests.providers.conformance.wire_cohere import event, message
 from tests.providers.conformance.suite import bare
+from tests.providers.conformance.wire_cohere import event, message
 
 HI = ChatMessage(role="user", content="Hi")
 TOOLS = [FunctionTool(name="f", strict=True), FunctionTool(name="g", description="G")]

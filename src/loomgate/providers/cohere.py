@@ -270,8 +270,7 @@ class AnswerDecoder(EventDecoder):
             event = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProviderError("malformed", f"The endpoint sent an event that cannot be read: {error}") from None
-        if event.id:
-            self.id = event.id
+        self.id = event.id or self.id
         if event.type is None:
             yield from self._whole_answer(event)
             return

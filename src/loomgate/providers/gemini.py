@@ -79,9 +79,8 @@ def _body(call: Chat) -> Json:
     if call.tools or call.vendor_tools:
         declared = [{"functionDeclarations": [_declaration(tool) for tool in call.tools]}] if call.tools else []
         body["tools"] = [*declared, *call.vendor_tools]
-    if call.tools:
-        if (choice := _choice(call)) is not None:
-            body["toolConfig"] = {"functionCallingConfig": choice}
+    if call.tools and (choice := _choice(call)) is not None:
+        body["toolConfig"] = {"functionCallingConfig": choice}
     config = _generation(call)
     # What clients say in Google's own words; the format knows its fields by both spellings.
     words = own_words(call, "Gemini")

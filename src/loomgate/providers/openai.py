@@ -127,10 +127,10 @@ def fields_of(call: Chat) -> dict[str, Any]:
     if call.user is not None:
         # 64 characters at most; a longer one is told by its hash, which is as stable.
         body["user"] = call.user if len(call.user) <= 64 else hashlib.sha256(call.user.encode()).hexdigest()
-    if call.reasoning_effort is None and not models.facts(call.model).accepts_temperature:
-        # Only a model that reasons takes an effort, and only some take none.
-        if (level := effort(call.thinking)) not in (None, "none"):
-            body["reasoning_effort"] = level
+    level = effort(call.thinking) if call.reasoning_effort is None else None
+    # Only a model that reasons takes an effort, and only some take none.
+    if level not in (None, "none") and not models.facts(call.model).accepts_temperature:
+        body["reasoning_effort"] = level
     one_text(call, "this endpoint")
     body.update(call.extra)
     return body

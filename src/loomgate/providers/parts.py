@@ -140,8 +140,9 @@ def texts_only(messages: list[ChatMessage]) -> list[ChatMessage]:
             if rest:
                 held += [TextPart(f"The output of tool call {message.tool_call_id}:"), *rest]
                 text = text or "(The output follows.)"
-            message = msgspec.structs.replace(message, content=text)
-        made.append(message)
+            made.append(msgspec.structs.replace(message, content=text))
+        else:
+            made.append(message)
     if held:
         made.append(ChatMessage(role="user", content=held))
     return made

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from loomgate.wire.chat import Usage
 from tests.gateway.fronts.kit import CHAT, events, streamed, whole
 from tests.providers.conformance.suite import Answer, Wire, decode, heard, scenario
 from tests.providers.conformance.test_answers import CALLS, PLAIN, UNICODE, WHOLE
@@ -36,7 +35,11 @@ def said(completion: ChatCompletion) -> tuple[Any, ...]:
     return message.content or "", message.refusal or "", calls, choice.finish_reason
 
 
-ANSWERS = {**WHOLE, "pieces": Answer(text=["One", " two", "\n\n", "3."]), "thinking": Answer(text=["Yes."], thinking="Is it?")}
+ANSWERS = {
+    **WHOLE,
+    "pieces": Answer(text=["One", " two", "\n\n", "3."]),
+    "thinking": Answer(text=["Yes."], thinking="Is it?"),
+}
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -54,7 +57,10 @@ def test_stream_and_whole_answer_are_as_openais_and_say_the_same(wire: Wire, nam
         completion = ChatCompletion.construct(**body)
         choice = body["choices"][0]
         message = choice["message"]
-        calls = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in message.get("tool_calls", [])]
+        calls = [
+            (call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in message.get("tool_calls", [])
+        ]
         meant = (found.text, found.refusal, [(n, json.loads(a)) for n, a in found.calls])
         assert ((message["content"] or ""), (message["refusal"] or ""), calls) == meant
         assert completion.id

@@ -228,10 +228,7 @@ class VertexWire(GeminiWire):
 
     name = "vertex-ai"
     vendor = "vertex-ai"
-    _address = (
-        "https://aiplatform.googleapis.com/v1beta1/publishers/google/models/"
-        f"{GeminiWire.model}"
-    )
+    _address = f"https://aiplatform.googleapis.com/v1beta1/publishers/google/models/{GeminiWire.model}"
 
 
 def _format(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -79,6 +79,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         },
     }
 
+
 class OpenAIWire:
     """The original."""
 

@@ -21,7 +21,7 @@ from loomgate.wire.chat import (
 
 
 class Block(msgspec.Struct):
-    """A stretch of the answer of one kind: text, refusal, thinking, redacted_thinking (``text`` has its data) or call."""
+    """A stretch of the answer of one ``kind``: text, refusal, thinking, redacted_thinking (its data), or call."""
 
     kind: str
     pieces: list[str] = []

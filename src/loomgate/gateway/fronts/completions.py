@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from loomgate.errors import bad_request
-from loomgate.gateway.fronts.chat import cut, reason_of, usage_of, wants_usage
+from loomgate.gateway.fronts.chat_answer import cut, reason_of, usage_of, wants_usage
 from loomgate.gateway.fronts.collected import collected
 from loomgate.gateway.fronts.fields import clamped, converted, given, unknown
 from loomgate.gateway.fronts.front import About
@@ -52,7 +52,9 @@ def _prompt(prompt: str | list[Any]) -> str:
     if len(prompt) == 1 and isinstance(prompt[0], str):
         return prompt[0]
     found = f"{len(prompt)} prompts" if all(isinstance(one, str) for one in prompt) else "numbers of tokens"
-    raise bad_request(f"Invalid value for 'prompt': expected one text, since a chat model plays it, got {found}.", "prompt")
+    raise bad_request(
+        f"Invalid value for 'prompt': expected one text, since a chat model plays it, got {found}.", "prompt"
+    )
 
 
 def _check(body: _Body) -> None:

@@ -40,7 +40,11 @@ def _inner(found: Json) -> Json:
 def _openai(found: Json) -> _Read | None:
     inner = _inner(found)
     said = _text(
-        inner.get("message") or inner.get("detail") or found.get("message") or found.get("detail") or found.get("errors")
+        inner.get("message")
+        or inner.get("detail")
+        or found.get("message")
+        or found.get("detail")
+        or found.get("errors")
     )
     return _Read(said, inner.get("type"), inner.get("param"), inner.get("code")) if said else None
 
@@ -82,10 +86,12 @@ def _read(body: bytes, dialect: str) -> tuple[_Read | None, Any]:
         found: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         found = {"html-message": body[:_LONGEST].decode("utf-8", "replace")}
-    first = cast(list[Any], found)[0] if isinstance(found, list) and found else found  # Google wraps it in a list
+    first: Any = found
+    if isinstance(found, list) and found:  # Google wraps it in a list
+        first = cast(list[Any], found)[0]
     if not isinstance(first, dict):
-        return None, found
-    return _READERS.get(dialect, _openai)(cast(Json, first)), found
+        return None, cast(Any, found)
+    return _READERS.get(dialect, _openai)(cast(Json, first)), cast(Any, found)
 
 
 def _said(provider: str, read: _Read | None, found: Any) -> str:

@@ -25,7 +25,7 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(fields: Any, type: type[T], within: str = "") -> T:
-    """``fields`` (decoded JSON) as ``type``. Raises a 400 `ApiError` that names the field, its place after ``within``."""
+    """``fields`` (decoded JSON, found at ``within``) as ``type``. Raises a 400 `ApiError` that names the field."""
     try:
         return msgspec.convert(fields, type)
     except msgspec.ValidationError as error:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import msgspec
 
-from loomgate.gateway.fronts.chat import cut
+from loomgate.gateway.fronts.chat_answer import cut
 from loomgate.gateway.fronts.collected import Block, collected
 from loomgate.gateway.fronts.errors import anthropic_type
 from loomgate.gateway.fronts.front import About
@@ -180,7 +180,7 @@ class MessageEncoder:
             case ToolCallDelta():
                 if chunk.name is not None:
                     self._call, self._arguments = chunk.index, []
-                    begun = {"type": "tool_use", "id": chunk.id, "name": chunk.name, "input": {}}
+                    begun: Json = {"type": "tool_use", "id": chunk.id, "name": chunk.name, "input": {}}
                     self._open("call", begun, out)
                 if chunk.arguments and chunk.index == self._call:
                     self._arguments.append(chunk.arguments)
@@ -223,7 +223,7 @@ class MessageEncoder:
 
 def replayed(answer: Json) -> bytes:
     """A whole message as the stream it might have been (GATEWAY CCH-06)."""
-    begun = {**answer, "content": [], "stop_reason": None, "stop_sequence": None}
+    begun: Json = {**answer, "content": [], "stop_reason": None, "stop_sequence": None}
     events = [_event("message_start", message=begun), _event("ping")]
     for index, block in enumerate(cast(list[Json], answer.get("content") or [])):
         start, deltas = _taken_apart(block)

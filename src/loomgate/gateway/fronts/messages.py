@@ -95,9 +95,7 @@ class _ToolResult(msgspec.Struct, tag_field="type", tag="tool_result"):
     cache_control: CacheControl = None
 
 
-_Block = (
-    TextPart | _Image | _Document | _SearchResult | _ToolUse | _ToolResult | ThinkingPart | RedactedThinkingPart
-)
+_Block = TextPart | _Image | _Document | _SearchResult | _ToolUse | _ToolResult | ThinkingPart | RedactedThinkingPart
 
 
 class _Message(msgspec.Struct):
@@ -258,12 +256,12 @@ def _conversation(body: _Counted) -> list[ChatMessage]:
 
 def _tools(body: _Counted) -> list[FunctionTool]:
     made: list[FunctionTool] = []
-    for index, given in enumerate(body.tools or ()):
-        if given.get("type") not in (None, "custom"):
+    for index, told in enumerate(body.tools or ()):
+        if told.get("type") not in (None, "custom"):
             place = f"tools[{index}].type"
-            why = f"expected 'custom', since only Anthropic has tools of its own, got '{given['type']}'"
+            why = f"expected 'custom', since only Anthropic has tools of its own, got '{told['type']}'"
             raise bad_request(f"Invalid value for '{place}': {why}.", place)
-        tool = converted(given, _Tool, f"tools[{index}]")
+        tool = converted(told, _Tool, f"tools[{index}]")
         made.append(
             FunctionTool(
                 name=tool.name,
