@@ -116,6 +116,28 @@ class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
     workspace: Annotated[Name, Meta(description="The workspace whose API keys may use it.")] = "default"
 
 
+_Dollars = Annotated[float, Meta(ge=0)] | None
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model costs, declared as ``[prices."PROVIDER/MODEL"]``: a row in place of the one that ships."""
+
+    input: Annotated[_Dollars, Meta(description="USD per million tokens of input; embeddings have no other price.")] = (
+        None
+    )
+    cached_input: Annotated[
+        _Dollars, Meta(description="USD per million tokens that the vendor read from its cache; left out: `input`.")
+    ] = None
+    cache_write: Annotated[
+        _Dollars, Meta(description="USD per million tokens that the vendor wrote to its cache; left out: `input`.")
+    ] = None
+    output: Annotated[_Dollars, Meta(description="USD per million tokens of output, reasoning included.")] = None
+    character: Annotated[_Dollars, Meta(description="USD per million characters of text to speak.")] = None
+    image: Annotated[_Dollars, Meta(description="USD per image made.")] = None
+    second: Annotated[_Dollars, Meta(description="USD per second of audio heard.")] = None
+    search: Annotated[_Dollars, Meta(description="USD per search, such as a rerank request.")] = None
+
+
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
     """Where run events are delivered, declared as ``[[webhooks]]``; signed as Standard Webhooks says.
 
@@ -203,6 +225,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[Annotated[float, Meta(ge=0)], ...],
         Meta(description="Waits before the second and every later attempt to deliver an event; then it is given up."),
     ] = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+    log_calls: Annotated[bool, Meta(description="Keep a record of every call through the gateway.")] = True
+    log_body_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes of a request and of an answer that a record keeps; 0: none.")
+    ] = 65536
+    log_retention_days: Annotated[
+        int, Meta(ge=0, description="How long a record of a call is kept; 0: for good.")
+    ] = 30
     context_window: Annotated[
         Mapping[str, Annotated[int, Meta(ge=256)]],
         Meta(description="Pattern of model names to context size in tokens, before the built-in table."),
@@ -210,6 +239,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     providers: Annotated[Mapping[str, Provider], Meta(description="Model endpoints by name, see below.")] = {}
     virtual_keys: Annotated[Mapping[str, VirtualKey], Meta(description="Virtual keys by slug, see below.")] = {}
     webhooks: Annotated[tuple[Webhook, ...], Meta(description="Receivers of run events, see below.")] = ()
+    prices: Annotated[Mapping[str, Price], Meta(description="Prices of models over those that ship, see below.")] = {}
 
     @property
     def database_path(self) -> Path:

@@ -310,6 +310,9 @@ def _check(made: Settings) -> None:
         check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
     if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
         raise SettingError(f"providers.{defaults[1]}.default", "one default provider", f"{defaults[0]} is another")
+    for name in made.prices:
+        if not all(name.partition("/")):
+            raise SettingError(f"prices.{name}", "a name of the form PROVIDER/MODEL", repr(name))
     for at, webhook in enumerate(made.webhooks):
         check_url(f"webhooks[{at}].url", webhook.url or "nothing", None)
         try:
@@ -354,7 +357,10 @@ def _unannotated(hint: Any) -> Any:
 
 def _shape(hint: Any) -> shapes.Type:
     shape = shapes.type_info(hint)
-    return shape.type if isinstance(shape, shapes.Metadata) else shape
+    shape = shape.type if isinstance(shape, shapes.Metadata) else shape
+    if isinstance(shape, shapes.UnionType):  # a value or nothing
+        shape = next(one for one in shape.types if not isinstance(one, shapes.NoneType))
+    return shape
 
 
 def _meaning(field: msgspec.structs.FieldInfo) -> str:
@@ -365,6 +371,8 @@ def _written(default: object) -> str:
     """A default as ``loomgate.toml`` would have it."""
     if isinstance(default, Secret):
         return '""'
+    if default is None:
+        return "none"
     if isinstance(default, tuple):
         return "[" + ", ".join(_written(item) for item in cast("tuple[object, ...]", default)) + "]"
     return f"{default:g}" if isinstance(default, float) else msgspec.json.encode(default, enc_hook=str).decode()

@@ -1,0 +1,214 @@
+"""What the bytes of an answer tell of it: tokens, the model that answered, why it stopped. Pure.
+
+What must live here: finding those facts in every format that endpoints answer in, whole or as SSE, also when the middle
+of a long body was not kept. What must not: prices, or what is done with the facts. It is used off the hot path, on
+bodies that were passed to the client untouched, and never raises.
+"""
+
+import re
+from typing import Any, cast
+
+import msgspec
+
+from loomgate.gateway.prices import Units
+from loomgate.wire.chat import Usage
+
+_KEY = re.compile(rb'"(?:usage|usageMetadata|billed_units|meta)"\s*:\s*\{')
+_MODEL = re.compile(rb'"(?:model|modelVersion)"\s*:\s*"([^"\\]{1,200})"')
+_ID = re.compile(rb'"(?:id|responseId)"\s*:\s*"([^"\\]{1,200})"')
+_REASON = re.compile(rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"([^"\\]{1,100})"')
+_HEAD = 2048  # bytes at either end in which the names of an answer stand
+_LONGEST = 4096  # bytes of one usage object
+_MOST = 64  # usage objects looked at, from the end and from the beginning
+
+
+def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None:
+    """The tokens that an answer of ``endpoint_name`` reports, or ``None`` if it does not.
+
+    ``body`` is whole, or its beginning and end with what is between left out. ``prompt_tokens`` includes what was read
+    from and written to a vendor's cache, whatever the vendor's own way of counting is.
+    """
+    if not body or content_type.startswith(("audio/", "image/", "video/")):
+        return None
+    told: dict[str, int] = {}
+    # Streams tell it in pieces: what counts is the last word about each number. Most tell it once, at the end.
+    found = list(_KEY.finditer(body))
+    if len(found) > _MOST:
+        found = [*found[: _MOST // 2], *found[-_MOST // 2 :]]
+    for match in found:
+        counts = _counts(body, match.end() - 1)
+        if counts:
+            told |= counts
+    return _usage(told) if told else None
+
+
+def answer_of(body: bytes) -> tuple[str, str, tuple[str, ...]]:
+    """The model that answered, the id it gave its answer, and the reasons why it stopped, as far as told."""
+    head = body[:_HEAD]
+    model, id = _MODEL.search(head), _ID.search(head)
+    reasons = tuple(dict.fromkeys(_text(reason) for reason in _REASON.findall(body[-_HEAD:])))
+    return _text(model[1]) if model else "", _text(id[1]) if id else "", reasons
+
+
+def units_of(endpoint_name: str, content_type: str, asked: dict[str, Any], answer: bytes, size: int) -> Units:
+    """What besides tokens a call used: ``asked`` is its body, ``answer`` (``size`` bytes, or a part of them) the answer."""
+    match endpoint_name:
+        case "generate_image" | "edit_image" | "vary_image":
+            made = _object(answer).get("data") if len(answer) >= size else None
+            wanted = asked.get("n")
+            return Units(images=len(cast("list[Any]", made)) if isinstance(made, list) else _whole(wanted) or 1)
+        case "speak":
+            text = asked.get("input")
+            return Units(characters=len(text) if isinstance(text, str) else 0)
+        case "transcribe" | "translate":
+            return Units(seconds=_seconds(_object(answer) if "json" in content_type else {}))
+        case "rerank":
+            return Units(searches=1)
+        case _:
+            return Units()
+
+
+def _seconds(answer: dict[str, Any]) -> float:
+    usage = answer.get("usage")
+    told = cast("dict[str, Any]", usage).get("seconds") if isinstance(usage, dict) else None
+    found = answer.get("duration") if told is None else told
+    try:
+        return max(0.0, float(found)) if isinstance(found, (int, float, str)) else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _text(found: bytes) -> str:
+    return found.decode("utf-8", "replace")
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: Any = None
+    reasoning_tokens: Any = None
+
+
+class _Tokens(msgspec.Struct):
+    """The counts of every dialect under one roof; each vendor fills its own."""
+
+    # OpenAI: chat completions, embeddings; then responses, images and transcriptions
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    input_tokens_details: Any = None
+    output_tokens_details: Any = None
+    # Anthropic, and OpenAI's responses
+    input_tokens: Any = None
+    output_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    # Gemini
+    promptTokenCount: Any = None
+    candidatesTokenCount: Any = None
+    thoughtsTokenCount: Any = None
+    cachedContentTokenCount: Any = None
+    # Bedrock
+    inputTokens: Any = None
+    outputTokens: Any = None
+    cacheReadInputTokens: Any = None
+    cacheWriteInputTokens: Any = None
+    # Cohere
+    tokens: Any = None
+    billed_units: Any = None
+    cached_tokens: Any = None
+
+
+_decode = msgspec.json.Decoder(_Tokens).decode
+
+
+def _counts(body: bytes, start: int) -> dict[str, int]:
+    text = _braced(body, start)
+    if text is None:
+        return {}
+    try:
+        found = _decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    told: dict[str, int] = {}
+    if found.tokens is not None or found.billed_units is not None:
+        inner = found.tokens if found.tokens is not None else found.billed_units
+        counts = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+        if not isinstance(inner, dict):
+            return {}
+        _put(told, "prompt", counts.get("input_tokens"))
+        _put(told, "completion", counts.get("output_tokens"))
+        _put(told, "cached", found.cached_tokens)
+        return told
+    _put(told, "prompt", found.prompt_tokens, found.promptTokenCount)
+    _put(told, "completion", found.completion_tokens, found.candidatesTokenCount, found.output_tokens)
+    _put(told, "completion", found.outputTokens)
+    _put(told, "cached", _detail(found.prompt_tokens_details, "cached_tokens"))
+    _put(told, "cached", _detail(found.input_tokens_details, "cached_tokens"), found.cachedContentTokenCount)
+    _put(told, "reasoning", _detail(found.completion_tokens_details, "reasoning_tokens"))
+    _put(told, "reasoning", _detail(found.output_tokens_details, "reasoning_tokens"))
+    if found.thoughtsTokenCount is not None:  # Gemini counts them beside the answer's tokens
+        _put(told, "reasoning", found.thoughtsTokenCount)
+        told["completion"] = told.get("completion", 0) + told.get("reasoning", 0)
+    # Anthropic and Bedrock count cached tokens beside the others, OpenAI's responses among them.
+    _put(told, "prompt", found.input_tokens, found.inputTokens)
+    _put(told, "read", found.cache_read_input_tokens, found.cacheReadInputTokens)
+    _put(told, "written", found.cache_creation_input_tokens, found.cacheWriteInputTokens)
+    if not told:
+        _put(told, "prompt", found.total_tokens)
+    return told
+
+
+def _put(told: dict[str, int], name: str, *values: object) -> None:
+    for value in values:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15:
+            told[name] = int(value)
+
+
+def _detail(details: object, name: str) -> object:
+    return cast("dict[str, object]", details).get(name) if isinstance(details, dict) else None
+
+
+def _usage(told: dict[str, int]) -> Usage:
+    read, written = told.get("read", 0), told.get("written", 0)
+    return Usage(
+        told.get("prompt", 0) + read + written,
+        told.get("completion", 0),
+        told.get("cached", 0) or read,
+        told.get("reasoning", 0),
+    )
+
+
+def _braced(body: bytes, start: int) -> bytes | None:
+    """The JSON object that begins at ``start``, if it ends within reason."""
+    depth, quoted, escaped = 0, False, False
+    for at in range(start, min(len(body), start + _LONGEST)):
+        byte = body[at]
+        if quoted:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                quoted = False
+        elif byte == 0x22:
+            quoted = True
+        elif byte == 0x7B:
+            depth += 1
+        elif byte == 0x7D:
+            depth -= 1
+            if depth == 0:
+                return body[start : at + 1]
+    return None
