@@ -13,12 +13,14 @@ import msgspec
 from loomgate.gateway.prices import Units
 from loomgate.wire.chat import Usage
 
-_KEY = re.compile(rb'"(?:usage|usageMetadata|billed_units|meta)"\s*:\s*\{')
+_KEY = re.compile(rb'"usage(?:Metadata)?"\s*:\s*(?=\{)')
+_BILLED = re.compile(rb'"billed_units"\s*:\s*(?=\{)')  # Cohere's answers that are no chat
+# An object with others in it, but no deeper and no brace within a text: what vendors report is of that form.
+_PLAIN = re.compile(rb'\{[^{}]{0,4096}(?:\{[^{}]{0,1024}\}[^{}]{0,1024}){0,16}\}')
 _MODEL = re.compile(rb'"(?:model|modelVersion)"\s*:\s*"([^"\\]{1,200})"')
 _ID = re.compile(rb'"(?:id|responseId)"\s*:\s*"([^"\\]{1,200})"')
 _REASON = re.compile(rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"([^"\\]{1,100})"')
 _HEAD = 2048  # bytes at either end in which the names of an answer stand
-_LONGEST = 4096  # bytes of one usage object
 _MOST = 64  # usage objects looked at, from the end and from the beginning
 
 
@@ -32,13 +34,13 @@ def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None
         return None
     told: dict[str, int] = {}
     # Streams tell it in pieces: what counts is the last word about each number. Most tell it once, at the end.
-    found = list(_KEY.finditer(body))
+    found = list(_KEY.finditer(body)) or list(_BILLED.finditer(body))
     if len(found) > _MOST:
         found = [*found[: _MOST // 2], *found[-_MOST // 2 :]]
     for match in found:
-        counts = _counts(body, match.end() - 1)
-        if counts:
-            told |= counts
+        text = _PLAIN.match(body, match.end())
+        if text is not None:
+            told |= _counts(text[0])
     return _usage(told) if told else None
 
 
@@ -94,11 +96,6 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-class _Cached(msgspec.Struct):
-    cached_tokens: Any = None
-    reasoning_tokens: Any = None
-
-
 class _Tokens(msgspec.Struct):
     """The counts of every dialect under one roof; each vendor fills its own."""
 
@@ -134,45 +131,41 @@ class _Tokens(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Tokens).decode
 
 
-def _counts(body: bytes, start: int) -> dict[str, int]:
-    text = _braced(body, start)
-    if text is None:
-        return {}
+def _counts(text: bytes) -> dict[str, int]:
     try:
         found = _decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     told: dict[str, int] = {}
-    if found.tokens is not None or found.billed_units is not None:
-        inner = found.tokens if found.tokens is not None else found.billed_units
-        counts = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
-        if not isinstance(inner, dict):
-            return {}
-        _put(told, "prompt", counts.get("input_tokens"))
-        _put(told, "completion", counts.get("output_tokens"))
-        _put(told, "cached", found.cached_tokens)
-        return told
-    _put(told, "prompt", found.prompt_tokens, found.promptTokenCount)
-    _put(told, "completion", found.completion_tokens, found.candidatesTokenCount, found.output_tokens)
-    _put(told, "completion", found.outputTokens)
-    _put(told, "cached", _detail(found.prompt_tokens_details, "cached_tokens"))
-    _put(told, "cached", _detail(found.input_tokens_details, "cached_tokens"), found.cachedContentTokenCount)
-    _put(told, "reasoning", _detail(found.completion_tokens_details, "reasoning_tokens"))
-    _put(told, "reasoning", _detail(found.output_tokens_details, "reasoning_tokens"))
-    if found.thoughtsTokenCount is not None:  # Gemini counts them beside the answer's tokens
-        _put(told, "reasoning", found.thoughtsTokenCount)
+    if found.prompt_tokens is not None:
+        _put(told, prompt=found.prompt_tokens, completion=found.completion_tokens)
+        _put(told, cached=_detail(found.prompt_tokens_details, "cached_tokens"))
+        _put(told, reasoning=_detail(found.completion_tokens_details, "reasoning_tokens"))
+    elif found.input_tokens is not None or found.output_tokens is not None:
+        # Anthropic counts cached tokens beside the others, OpenAI's responses count them among the others.
+        _put(told, prompt=found.input_tokens, completion=found.output_tokens)
+        _put(told, read=found.cache_read_input_tokens, written=found.cache_creation_input_tokens)
+        _put(told, cached=_detail(found.input_tokens_details, "cached_tokens"))
+        _put(told, reasoning=_detail(found.output_tokens_details, "reasoning_tokens"))
+    elif found.promptTokenCount is not None:
+        # Gemini counts its thoughts beside the tokens of the answer.
+        _put(told, prompt=found.promptTokenCount, completion=found.candidatesTokenCount)
+        _put(told, cached=found.cachedContentTokenCount, reasoning=found.thoughtsTokenCount)
         told["completion"] = told.get("completion", 0) + told.get("reasoning", 0)
-    # Anthropic and Bedrock count cached tokens beside the others, OpenAI's responses among them.
-    _put(told, "prompt", found.input_tokens, found.inputTokens)
-    _put(told, "read", found.cache_read_input_tokens, found.cacheReadInputTokens)
-    _put(told, "written", found.cache_creation_input_tokens, found.cacheWriteInputTokens)
-    if not told:
-        _put(told, "prompt", found.total_tokens)
+    elif found.inputTokens is not None:
+        _put(told, prompt=found.inputTokens, completion=found.outputTokens)
+        _put(told, read=found.cacheReadInputTokens, written=found.cacheWriteInputTokens)
+    elif isinstance(inner := found.tokens or found.billed_units, dict):
+        counts = cast("dict[str, object]", inner)
+        _put(told, prompt=counts.get("input_tokens"), completion=counts.get("output_tokens"))
+        _put(told, cached=found.cached_tokens)
+    else:
+        _put(told, prompt=found.total_tokens)
     return told
 
 
-def _put(told: dict[str, int], name: str, *values: object) -> None:
-    for value in values:
+def _put(told: dict[str, int], **values: object) -> None:
+    for name, value in values.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15:
             told[name] = int(value)
 
@@ -189,26 +182,3 @@ def _usage(told: dict[str, int]) -> Usage:
         told.get("cached", 0) or read,
         told.get("reasoning", 0),
     )
-
-
-def _braced(body: bytes, start: int) -> bytes | None:
-    """The JSON object that begins at ``start``, if it ends within reason."""
-    depth, quoted, escaped = 0, False, False
-    for at in range(start, min(len(body), start + _LONGEST)):
-        byte = body[at]
-        if quoted:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                quoted = False
-        elif byte == 0x22:
-            quoted = True
-        elif byte == 0x7B:
-            depth += 1
-        elif byte == 0x7D:
-            depth -= 1
-            if depth == 0:
-                return body[start : at + 1]
-    return None

@@ -16,6 +16,7 @@ from loomgate.errors import StoreError
 from loomgate.store.assistants import Assistants
 from loomgate.store.database import Database
 from loomgate.store.keys import Credentials, Keys, VirtualKeys
+from loomgate.store.ledger import Ledger
 from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
 from loomgate.store.schema import prepare, upgrade
@@ -44,6 +45,7 @@ class Store:
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)
         self.runs = Runs(database, self.outbox, on_active_run)
+        self.ledger = Ledger(database)
         self.keys = Keys(database)
         self.virtual_keys = VirtualKeys(database, sealer)
         self.credentials = Credentials(database, sealer)

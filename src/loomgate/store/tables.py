@@ -200,3 +200,32 @@ deliveries = sa.Table(
     ),
     sa.Index("ix_deliveries_ended_at", "ended_at", sqlite_where=sa.text("ended_at IS NOT NULL")),
 )
+
+# The log of calls. Ids are in the order in which the calls ended, and a time is a place among them (wire/calls.py), so
+# one index serves order, cursors, time filters and age.
+calls = sa.Table(
+    "calls",
+    metadata,
+    _id(),
+    _text("workspace"),
+    _integer("status"),
+    _text("provider"),
+    _text("model"),
+    _text("trace_id"),
+    _blob("body"),
+    sa.Column("request", sa.LargeBinary, nullable=True),
+    sa.Column("response", sa.LargeBinary, nullable=True),
+    sa.Index(None, "workspace", "id"),
+    sa.Index(None, "workspace", "trace_id", "id"),
+)
+
+# What virtual keys have spent, by day (UTC, days since the epoch): what a budget is held against after a restart.
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("virtual_key", sa.Text, primary_key=True),
+    sa.Column("day", sa.BigInteger, primary_key=True),
+    sa.Column("cost", sa.Double, nullable=False),  # USD
+    _integer("tokens"),
+)

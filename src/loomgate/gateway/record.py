@@ -1,0 +1,202 @@
+"""From what was seen of a call to the record that is kept of it: facts looked up, secrets masked. Pure.
+
+What must live here: what a record holds and what never gets into one (RH-14, RH-15, provider keys). What must not: when
+records are made and written (``gateway/meter``), or how they look from outside (``wire/calls``).
+"""
+
+import random
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from loomgate.errors import ApiError
+from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.prices import Prices
+from loomgate.gateway.usage import answer_of, units_of, usage_of
+from loomgate.wire.calls import Attempt, CallFacts, CallRecord, new_log_id
+from loomgate.wire.chat import Usage
+
+MASK = "***"
+TAIL = 4096  # bytes of the end of an answer that are looked at, though not kept, when it is too long to keep
+_LARGEST_PLAIN = 8 * 1024 * 1024  # bytes that a compressed answer may unpack to for its usage to be looked up
+_PARAMS = frozenset({"chat", "complete", "messages", "embed", "respond", "speak", "generate_image"})
+
+# Names of headers and query parameters whose values are secrets or may hold one.
+_SECRET = re.compile(
+    r"auth|key|token|secret|cookie|credential|passw|signature|service-account|fingerprint|session|"
+    r"custom-host|(?:^|[-_])sig$",
+    re.IGNORECASE,
+)
+# Those of that kind which hold none.
+_PLAIN = frozenset({"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"})
+_secrets: dict[str, bool] = {}
+_MOST_NAMES = 4096
+
+
+class Seen(NamedTuple):
+    """What the pipeline saw of one call. Times are in seconds; ``ended`` is since the epoch, the others are lengths.
+
+    ``body`` is the answer's beginning, ``tail`` its last bytes if it was longer, ``size`` its whole length.
+    """
+
+    request: Request
+    answer: Answer
+    ended: float
+    seconds: float
+    first_byte: float | None
+    status: int
+    body: bytes
+    tail: bytes
+    size: int
+    stream: bool
+    usage: Usage | None
+    error: str
+    attempts: Iterable[tuple[str, int, float, str]]
+    trace_id: str
+    virtual_key: str
+    run_id: str
+    thread_id: str
+
+
+class Made(NamedTuple):
+    """A record, and what only spans tell besides: the request's fields (``{}`` if they were not decoded)."""
+
+    record: CallRecord
+    fields: Mapping[str, Any]
+    headers: Mapping[str, str]
+
+
+def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False) -> Made:
+    """The record of ``seen``, with at most ``bodies`` bytes of the request and of the answer."""
+    request, answer = seen.request, seen.answer
+    naming, endpoint = request.naming, request.endpoint.name
+    headers, content_type, coding = _answer_headers(answer.headers)
+    body = _plain(seen.body + seen.tail, coding) if coding else seen.body + seen.tail
+    hit = answer.cache.endswith("HIT")
+    usage = seen.usage or answer.usage
+    if usage is None and seen.status < 400:
+        usage = usage_of(endpoint, content_type, body)
+    fields = _fields(request) if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model else {}
+    asked = fields.get("model")
+    model = answer.model or (asked if isinstance(asked, str) else "")
+    answer_model, answer_id, reasons = answer_of(body) if endpoint in _PARAMS else ("", "", ())
+    cost: float | None = 0.0
+    if seen.status < 400 and not hit and answer.provider:
+        units = units_of(endpoint, content_type, dict(fields), body, seen.size)
+        cost = prices.cost(answer.provider, model, usage, units)
+    logged = naming.debug
+    masked = frozenset(naming.sensitive)
+    kept_request = _kept_text(request.body, bodies, request.content_type) if logged else None
+    kept_answer = _kept_text(body if not seen.tail else seen.body, bodies, content_type) if logged else None
+    facts = CallFacts(
+        id=new_log_id(seen.ended),
+        workspace=request.workspace,
+        created_at=seen.ended,
+        seconds=seen.seconds,
+        first_byte=seen.first_byte,
+        endpoint=endpoint,
+        status=seen.status,
+        method=request.method,
+        url=_url(request),
+        provider=answer.provider,
+        model=model,
+        asked_model=asked if isinstance(asked, str) and asked != model else "",
+        answer_model=answer_model,
+        answer_id=answer_id,
+        finish_reasons=reasons,
+        stream=seen.stream,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        cached_tokens=usage.cached_tokens if usage else 0,
+        reasoning_tokens=usage.reasoning_tokens if usage else 0,
+        cost=cost,
+        cache=answer.cache,
+        retries=answer.retries,
+        path=answer.path,
+        attempts=tuple(Attempt(*attempt) for attempt in seen.attempts),
+        error=seen.error,
+        trace_id=seen.trace_id,
+        span_id=naming.span_id or f"{random.getrandbits(64):016x}",
+        span_name=naming.span_name or "",
+        parent_span_id=naming.parent_span_id or "",
+        metadata=naming.metadata,
+        config=naming.config or "",
+        virtual_key=seen.virtual_key,
+        run_id=seen.run_id,
+        thread_id=seen.thread_id,
+        logged=logged,
+        request_headers=_masked(request.headers, masked) if logged else {},
+        response_headers=_masked(headers, masked) if logged else {},
+        request_type=request.content_type,
+        response_type=content_type,
+        request_size=len(request.body),
+        response_size=seen.size,
+    )
+    return Made(CallRecord(facts, kept_request, kept_answer), fields, request.headers)
+
+
+def is_secret(name: str) -> bool:
+    """Does a header or query parameter of this name (lower case) hold a secret, as far as its name tells?"""
+    found = _secrets.get(name)
+    if found is None:
+        if len(_secrets) >= _MOST_NAMES:
+            _secrets.clear()
+        found = _secrets[name] = name not in _PLAIN and _SECRET.search(name) is not None
+    return found
+
+
+def _masked(headers: Mapping[str, str], sensitive: frozenset[str]) -> dict[str, str]:
+    """``headers`` with the values of those that hold secrets, and of the client's own choice (RH-14), masked.
+
+    An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
+    """
+    kept: dict[str, str] = {}
+    for name, value in headers.items():
+        if name in sensitive or is_secret(name) or (name == "x-portkey-config" and "{" in value):
+            kept[name] = MASK
+        else:
+            kept[name] = value
+    return kept
+
+
+def _url(request: Request) -> str:
+    """Where the client sent its request, with secrets in the query masked."""
+    url = f"http://{request.headers.get('host', 'localhost')}/v1{request.path}"
+    if not request.query:
+        return url
+    pairs = parse_qsl(request.query, keep_blank_values=True)
+    return f"{url}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
+
+
+def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], str, str]:
+    """The headers as text; the content type without parameters; how the content is compressed ("": not)."""
+    found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+    content_type = found.get("content-type", "application/json").partition(";")[0].strip().lower()
+    coding = found.get("content-encoding", "").strip().lower()
+    return found, content_type, "" if coding == "identity" else coding
+
+
+def _plain(body: bytes, coding: str) -> bytes:
+    """A compressed body unpacked as far as it goes; nothing of codings that the standard library does not have."""
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return b""
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _LARGEST_PLAIN)
+    except zlib.error:
+        return b""
+
+
+def _kept_text(body: bytes, bodies: int, content_type: str) -> bytes | None:
+    """What is kept of ``body``: nothing of sounds, images and forms, whose bytes tell a reader nothing."""
+    if not body or not bodies or content_type.startswith(("audio/", "image/", "video/", "multipart/", "application/oct")):
+        return None
+    return body if len(body) <= bodies else body[:bodies]
+
+
+def _fields(request: Request) -> Mapping[str, Any]:
+    try:
+        return request.fields
+    except ApiError:
+        return {}
