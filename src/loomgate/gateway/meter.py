@@ -17,6 +17,7 @@ from typing import Protocol
 
 from loomgate import clock
 from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.record import TAIL, Made, Seen, make
 from loomgate.wire.calls import CallRecord
@@ -228,7 +229,8 @@ class Meter:
     """Takes down calls and sees to it that they are written. Belongs to one event loop.
 
     ``write`` stores a batch (``None``: no log is kept); ``bodies`` is the most bytes of a request and of an answer that
-    a record keeps. ``observers`` are told of every call, ``spend(workspace, virtual_key, cost, tokens)`` of what it cost.
+    a record keeps. ``observers`` are told of every call, ``spend(virtual_key_id, cost, tokens)`` (`Limits.spend`) of
+    what it cost.
     ``forget(before)`` drops some records that are older than that time (``True``: there may be more), and is used for
     those older than ``days``, if that is not 0.
     """
@@ -240,7 +242,7 @@ class Meter:
         bodies: int = 65536,
         *,
         observers: Sequence[Observer] = (),
-        spend: Callable[[str, str, float, int], None] | None = None,
+        spend: Callable[[str, float, int], None] | None = None,
         forget: Callable[[float], Awaitable[bool]] | None = None,
         days: int = 0,
         most: int = _MOST,
@@ -357,7 +359,7 @@ class Meter:
                 facts = one.record.facts
                 if facts.virtual_key and not facts.cache.endswith("HIT"):
                     tokens = facts.prompt_tokens + facts.completion_tokens
-                    self._spend(facts.workspace, facts.virtual_key, facts.cost or 0.0, tokens)
+                    self._spend(key_id(facts.workspace, facts.virtual_key), facts.cost or 0.0, tokens)
 
     async def _stored(self, write: Write, batch: list[CallRecord]) -> None:
         for seconds in (*_AGAIN, None):

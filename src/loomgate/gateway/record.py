@@ -8,11 +8,11 @@ import random
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from loomgate.errors import ApiError
-from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.call import Answer, Fields, Request
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.usage import answer_of, units_of, usage_of
 from loomgate.wire.calls import Attempt, CallFacts, CallRecord, new_log_id
@@ -30,7 +30,9 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 # Those of that kind which hold none.
-_PLAIN = frozenset({"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"})
+_PLAIN = frozenset(
+    {"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"}
+)
 _secrets: dict[str, bool] = {}
 _MOST_NAMES = 4096
 
@@ -64,7 +66,7 @@ class Made(NamedTuple):
     """A record, and what only spans tell besides: the request's fields (``{}`` if they were not decoded)."""
 
     record: CallRecord
-    fields: Mapping[str, Any]
+    fields: Fields
     headers: Mapping[str, str]
 
 
@@ -78,13 +80,15 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
     usage = seen.usage or answer.usage
     if usage is None and seen.status < 400:
         usage = usage_of(endpoint, content_type, body)
-    fields = _fields(request) if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model else {}
+    fields: Fields = {}
+    if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model:
+        fields = _fields(request)
     asked = fields.get("model")
     model = answer.model or (asked if isinstance(asked, str) else "")
     answer_model, answer_id, reasons = answer_of(body) if endpoint in _PARAMS else ("", "", ())
     cost: float | None = 0.0
     if seen.status < 400 and not hit and answer.provider:
-        units = units_of(endpoint, content_type, dict(fields), body, seen.size)
+        units = units_of(endpoint, content_type, fields, body, seen.size)
         cost = prices.cost(answer.provider, model, usage, units)
     logged = naming.debug
     masked = frozenset(naming.sensitive)
@@ -190,12 +194,16 @@ def _plain(body: bytes, coding: str) -> bytes:
 
 def _kept_text(body: bytes, bodies: int, content_type: str) -> bytes | None:
     """What is kept of ``body``: nothing of sounds, images and forms, whose bytes tell a reader nothing."""
-    if not body or not bodies or content_type.startswith(("audio/", "image/", "video/", "multipart/", "application/oct")):
+    if (
+        not body
+        or not bodies
+        or content_type.startswith(("audio/", "image/", "video/", "multipart/", "application/oct"))
+    ):
         return None
     return body if len(body) <= bodies else body[:bodies]
 
 
-def _fields(request: Request) -> Mapping[str, Any]:
+def _fields(request: Request) -> Fields:
     try:
         return request.fields
     except ApiError:

@@ -16,7 +16,7 @@ from loomgate.wire.chat import Usage
 _KEY = re.compile(rb'"usage(?:Metadata)?"\s*:\s*(?=\{)')
 _BILLED = re.compile(rb'"billed_units"\s*:\s*(?=\{)')  # Cohere's answers that are no chat
 # An object with others in it, but no deeper and no brace within a text: what vendors report is of that form.
-_PLAIN = re.compile(rb'\{[^{}]{0,4096}(?:\{[^{}]{0,1024}\}[^{}]{0,1024}){0,16}\}')
+_PLAIN = re.compile(rb"\{[^{}]{0,4096}(?:\{[^{}]{0,1024}\}[^{}]{0,1024}){0,16}\}")
 _MODEL = re.compile(rb'"(?:model|modelVersion)"\s*:\s*"([^"\\]{1,200})"')
 _ID = re.compile(rb'"(?:id|responseId)"\s*:\s*"([^"\\]{1,200})"')
 _REASON = re.compile(rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"([^"\\]{1,100})"')
@@ -53,7 +53,7 @@ def answer_of(body: bytes) -> tuple[str, str, tuple[str, ...]]:
 
 
 def units_of(endpoint_name: str, content_type: str, asked: dict[str, Any], answer: bytes, size: int) -> Units:
-    """What besides tokens a call used: ``asked`` is its body, ``answer`` (``size`` bytes, or a part of them) the answer."""
+    """What a call used besides tokens. ``asked`` is its body, ``answer`` the answer or a part of its ``size`` bytes."""
     match endpoint_name:
         case "generate_image" | "edit_image" | "vary_image":
             made = _object(answer).get("data") if len(answer) >= size else None

@@ -229,9 +229,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_body_bytes: Annotated[
         int, Meta(ge=0, description="Most bytes of a request and of an answer that a record keeps; 0: none.")
     ] = 65536
-    log_retention_days: Annotated[
-        int, Meta(ge=0, description="How long a record of a call is kept; 0: for good.")
-    ] = 30
+    log_retention_days: Annotated[int, Meta(ge=0, description="How long a record of a call is kept; 0: for good.")] = 30
     context_window: Annotated[
         Mapping[str, Annotated[int, Meta(ge=256)]],
         Meta(description="Pattern of model names to context size in tokens, before the built-in table."),

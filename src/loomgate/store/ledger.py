@@ -200,8 +200,8 @@ _pages: _Pages = {}
 
 
 def _page(bounds: tuple[str, ...], given: tuple[str, ...]) -> tuple[Statement, Statement | None]:
-    """The statement of a page with these bounds and filters; for a filter without an index also one that gives the id at
-    which the search of this page ends, and the next one goes on."""
+    """The statement of a page with these bounds and filters; for a filter without an index also one that gives the id
+    at which the search of this page ends, and the next one goes on."""
     made = _pages.get((bounds, given))
     if made is not None:
         return made

@@ -1,4 +1,4 @@
-"""The record of one call through the gateway, and the shape in which the log shows it (gateway.openapi.json, LogObject).
+"""The record of one call through the gateway, and how the log shows it (gateway.openapi.json, LogObject).
 
 What must live here: values and their JSON. What must not: when a record is made (``gateway/meter``), or SQL.
 """

@@ -1,8 +1,4 @@
-"""The log of calls, and what virtual keys have spent.
-
-Revision ID: 0003
-Revises: 0001
-"""
+"""The log of calls, and what virtual keys have spent."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -34,7 +30,7 @@ def upgrade() -> None:
         sa.Column("workspace", sa.Text(), nullable=False),
         sa.Column("virtual_key", sa.Text(), nullable=False),
         sa.Column("day", sa.BigInteger(), nullable=False),
-        sa.Column("cost", sa.Double(), nullable=False),
+        sa.Column("cost", sa.Double, nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("workspace", "virtual_key", "day", name="pk_spending"),
     )

@@ -1,0 +1,226 @@
+"""Whether a virtual key may be used once more: its budget and its rates (GERR-10).
+
+What must live here: what each key has used, in memory, and the answer to a key that has used enough. What must not: where
+limits are kept, or prices. What a budget has seen outlives a restart, since the ledger adds up what calls cost
+(`Limits.load`); rates begin anew.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, timedelta
+
+from loomgate import clock
+from loomgate.errors import ApiError
+from loomgate.store.ledger import Spent
+from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
+
+log = logging.getLogger(__name__)
+
+_DAY = 86_400
+_EPOCH = date(1970, 1, 1)
+_SECONDS = {"rpm": 60, "rph": 3_600, "rpd": _DAY}
+_UNIT = {"rpm": "minute", "rph": "hour", "rpd": "day"}
+_DAYS_KEPT = 400  # what was spent earlier counts for budgets without a reset only, as one sum
+
+
+def key_id(workspace: str, slug: str) -> str:
+    """How a virtual key is called here."""
+    return f"{workspace}/{slug}"
+
+
+class _Window:
+    """A rate over a sliding window: the present fixed window, and the part of the one before that still counts."""
+
+    __slots__ = ("before", "count", "number", "seconds")
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.number = 0
+        self.count = 0
+        self.before = 0
+
+    def at(self, now: float) -> float:
+        """How many there were within the last ``seconds``, about."""
+        number, passed = divmod(now, self.seconds)
+        if number != self.number:
+            self.before = self.count if number == self.number + 1 else 0
+            self.number, self.count = int(number), 0
+        return self.count + self.before * (1 - passed / self.seconds)
+
+    def wait(self, now: float, room: float) -> float:
+        """Seconds until there were at most ``room``, if no more come."""
+        passed = now % self.seconds
+        if self.count <= room:
+            return self.seconds * (1 - (room - self.count) / self.before) - passed if self.before else 0.0
+        return self.seconds - passed + self.seconds * (1 - room / self.count)
+
+
+class _Used:
+    __slots__ = ("alerted", "days", "earlier", "period", "windows")
+
+    def __init__(self) -> None:
+        self.days: dict[int, list[float]] = {}  # day -> [USD, tokens]
+        self.earlier = [0.0, 0.0]
+        self.windows: dict[tuple[str, str], _Window] = {}
+        # The sum since the first day of the present period, kept up to date: (first day, day of the sum, USD, tokens)
+        self.period: tuple[int, list[float]] | None = None
+        self.alerted = -1
+
+    def add(self, day: int, cost: float, tokens: int) -> None:
+        sum = self.days.get(day)
+        if sum is None:
+            sum = self.days[day] = [0.0, 0.0]
+            if len(self.days) > _DAYS_KEPT:
+                old = self.days.pop(min(self.days))
+                self.earlier = [self.earlier[0] + old[0], self.earlier[1] + old[1]]
+        sum[0] += cost
+        sum[1] += tokens
+        if self.period is not None and day >= self.period[0]:
+            self.period[1][0] += cost
+            self.period[1][1] += tokens
+
+    def since(self, first: int) -> list[float]:
+        """USD and tokens from the day ``first`` on (0: ever)."""
+        if self.period is None or self.period[0] != first:
+            sums = [list(self.earlier) if first == 0 else [0.0, 0.0]]
+            sums += [sum for day, sum in self.days.items() if day >= first]
+            self.period = (first, [math.fsum(each) for each in zip(*sums, strict=True)])
+        return self.period[1]
+
+
+class Limits:
+    """What virtual keys have used, and whether they may go on. All but `load` is cheap and synchronous."""
+
+    def __init__(self) -> None:
+        self._used: dict[str, _Used] = {}
+
+    def load(self, spent: Iterable[Spent]) -> None:
+        """Begin with what the ledger says was spent before: `loomgate.store.ledger.Ledger.spending`."""
+        self._used.clear()
+        for row in sorted(spent, key=lambda row: row.day):
+            self._of(key_id(row.workspace, row.virtual_key)).add(row.day, row.cost, row.tokens)
+
+    def admit(self, virtual_key_id: str, limits: KeyLimits | None) -> ApiError | None:
+        """``None``, and the request counts; or why the key may not be used: 412 (budget), 429 (rate, with Retry-After).
+
+        A request is let in as long as there is anything left: what it will cost is not known yet.
+        """
+        if limits is None:
+            return None
+        used = self._of(virtual_key_id)
+        now = clock.now()
+        if limits.usage_limits is not None:
+            refused = self._budget(virtual_key_id, used, limits.usage_limits, now)
+            if refused is not None:
+                return refused
+        counted: list[_Window] = []
+        for rate in limits.rate_limits:
+            window = _window(used, rate)
+            requests = rate.type == "requests"
+            room = rate.value - 1 if requests else math.nextafter(rate.value, 0)
+            if window.at(now) > room:
+                return _too_fast(virtual_key_id, rate, max(1, math.ceil(window.wait(now, room))))
+            if requests:
+                counted.append(window)
+        for window in counted:
+            window.count += 1
+        return None
+
+    def spend(self, virtual_key_id: str, cost: float, tokens: int) -> None:
+        """A call with the key has cost ``cost`` USD and used ``tokens``."""
+        used = self._of(virtual_key_id)
+        now = clock.now()
+        used.add(int(now // _DAY), cost, tokens)
+        for (kind, _), window in used.windows.items():
+            if kind == "tokens":
+                window.at(now)
+                window.count += tokens
+
+    def spent(self, virtual_key_id: str, usage: UsageLimits) -> float:
+        """USD or tokens, as ``usage.type`` counts, that the key has used in the present period of ``usage``."""
+        used = self._used.get(virtual_key_id)
+        if used is None:
+            return 0.0
+        return used.since(period_start(usage, clock.now()))[usage.type == "tokens"]
+
+    def reset(self, virtual_key_id: str) -> None:
+        """Forget what the key has used; `loomgate.store.ledger.Ledger.reset_spending` does it for good."""
+        self._used.pop(virtual_key_id, None)
+
+    def _of(self, virtual_key_id: str) -> _Used:
+        found = self._used.get(virtual_key_id)
+        if found is None:
+            found = self._used[virtual_key_id] = _Used()
+        return found
+
+    def _budget(self, id: str, used: _Used, usage: UsageLimits, now: float) -> ApiError | None:
+        first = period_start(usage, now)
+        spent = used.since(first)[usage.type == "tokens"]
+        if usage.alert_threshold is not None and spent >= usage.alert_threshold and used.alerted != first:
+            used.alerted = first
+            log.warning("virtual key %s has used %s: its alert threshold is reached", id, _amount(usage, spent))
+        if usage.credit_limit is None or spent < usage.credit_limit:
+            return None
+        return ApiError(
+            412,
+            f"The budget of the virtual key '{id.partition('/')[2]}' is used up: {_amount(usage, spent)} of"
+            f" {_amount(usage, usage.credit_limit)}. Expected a key with budget left; ask who runs this gateway.",
+            type="budget_exceeded",
+            code="budget_exceeded",
+        )
+
+
+def _window(used: _Used, rate: RateLimit) -> _Window:
+    found = used.windows.get((rate.type, rate.unit))
+    if found is None:
+        found = used.windows[rate.type, rate.unit] = _Window(_SECONDS[rate.unit])
+    return found
+
+
+def _too_fast(id: str, rate: RateLimit, seconds: int) -> ApiError:
+    return ApiError(
+        429,
+        f"Rate limit of the virtual key '{id.partition('/')[2]}' reached: {rate.value} {rate.type} a {_UNIT[rate.unit]}."
+        f" Please try again in {seconds} s.",
+        type=rate.type,
+        code="rate_limit_exceeded",
+        headers={"retry-after": str(seconds)},
+    )
+
+
+def _amount(usage: UsageLimits, amount: float) -> str:
+    return f"{amount:,.0f} tokens" if usage.type == "tokens" else f"${amount:,.2f}"
+
+
+def period_start(usage: UsageLimits, now: float) -> int:
+    """The first day (since the epoch, UTC) of the budget's present period; 0 for a budget that is never reset."""
+    today = int(now // _DAY)
+    anchor = usage.next_usage_reset_at
+    first = None
+    if anchor is not None:
+        first = (anchor.replace(tzinfo=UTC) if anchor.tzinfo is None else anchor.astimezone(UTC)).date()
+    if usage.periodic_reset_days is not None or usage.periodic_reset == "weekly":
+        length = usage.periodic_reset_days or 7
+        # The first Sunday of the epoch was its day 3.
+        origin = (first - _EPOCH).days if first is not None else 3 if usage.periodic_reset_days is None else 0
+        return today - (today - origin) % length
+    if usage.periodic_reset == "monthly":
+        return _monthly(_EPOCH + timedelta(today), 1 if first is None else first.day)
+    if first is not None and (start := (first - _EPOCH).days) <= today:
+        return start  # reset once, on that day
+    return 0
+
+
+def _monthly(day: date, on: int) -> int:
+    """The last day that was number ``on`` of its month, or the month's last when it has no such day."""
+    start = _in_month(day.year, day.month, on)
+    if start > day:
+        before = day.replace(day=1) - timedelta(1)
+        start = _in_month(before.year, before.month, on)
+    return (start - _EPOCH).days
+
+
+def _in_month(year: int, month: int, on: int) -> date:
+    following = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC).date()
+    return min(date(year, month, 1) + timedelta(on - 1), following - timedelta(1))
