@@ -6,6 +6,7 @@ signals, logs). What must not: decisions that belong to a room.
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -21,6 +22,10 @@ from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
+from loomgate.gateway.limits import Limits
+from loomgate.gateway.meter import Meter
+from loomgate.gateway.prices import Prices
+from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
@@ -62,6 +67,18 @@ async def running(
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
         gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
+        limits, metrics, spans = Limits(), Metrics(), spans_from()
+        limits.load(await store.ledger.spending())
+        meter = Meter(
+            functools.partial(store.ledger.write, kept=settings.log_calls),
+            Prices(settings.prices),
+            settings.log_body_bytes,
+            observers=[metrics] if spans is None else [metrics, spans],
+            spend=limits.spend,
+            forget=store.ledger.forget,
+            days=settings.log_retention_days,
+        )
+        meter.start()
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
@@ -81,11 +98,16 @@ async def running(
             await engine.start()
             application.auth = Auth(store, settings, _VENDORS)
             application.engine = engine
+            metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
+            application.metrics = metrics
             yield store
         finally:
             application.engine = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await gateway.close()
+            await meter.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:

@@ -1,7 +1,7 @@
 """Whether a virtual key may be used once more: its budget and its rates (GERR-10).
 
-What must live here: what each key has used, in memory, and the answer to a key that has used enough. What must not: where
-limits are kept, or prices. What a budget has seen outlives a restart, since the ledger adds up what calls cost
+What must live here: what each key has used, in memory, and the answer to a key that has used enough. What must not:
+where limits are kept, or prices. What a budget has seen outlives a restart, since the ledger adds up what calls cost
 (`Limits.load`); rates begin anew.
 """
 
@@ -181,8 +181,8 @@ def _window(used: _Used, rate: RateLimit) -> _Window:
 def _too_fast(id: str, rate: RateLimit, seconds: int) -> ApiError:
     return ApiError(
         429,
-        f"Rate limit of the virtual key '{id.partition('/')[2]}' reached: {rate.value} {rate.type} a {_UNIT[rate.unit]}."
-        f" Please try again in {seconds} s.",
+        f"Rate limit of the virtual key '{id.partition('/')[2]}' reached: {rate.value} {rate.type} a"
+        f" {_UNIT[rate.unit]}. Please try again in {seconds} s.",
         type=rate.type,
         code="rate_limit_exceeded",
         headers={"retry-after": str(seconds)},

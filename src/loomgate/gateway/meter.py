@@ -1,11 +1,12 @@
 """What every call through the gateway leaves behind: its record in the log, its metrics, its span, what it spent.
 
-What must live here: taking down what happens (cheap, synchronous, on the way of the call) and the one task that does all
-the rest later, in batches. What must not: what a record holds (``gateway/record``), how it is stored (``store/ledger``).
+What must live here: taking down what happens (cheap, synchronous, on the way of the call) and the one task that does
+all the rest later, in batches. What must not: what a record holds (``gateway/record``), or how it is stored
+(``store/ledger``).
 
-The pipeline says ``record = meter.begin(request)``, then `Record.attempted` for each try at an endpoint, `Record.sent` for
-each piece of a streamed answer, and in the end `Record.finish` or `Record.abandon`. Nothing is decoded, counted or written
-there: a finished record is put in a queue that is bounded in number and bytes, and the oldest goes when it is full.
+The pipeline says ``record = meter.begin(request)``, then `Record.attempted` for each try at an endpoint, `Record.sent`
+for each piece of a streamed answer, and in the end `Record.finish` or `Record.abandon`. Nothing is decoded, counted or
+written there: a finished record is put in a queue, bounded in number and bytes, and the oldest goes when it is full.
 """
 
 import asyncio
@@ -112,7 +113,7 @@ class Record:
 
     @property
     def trace_id(self) -> str:
-        """The call's trace (RSP-01): the client's own word for it (RH-07), else that of its traceparent, else a new one."""
+        """The call's trace (RSP-01): what the client calls it (RH-07), else its traceparent's, else a new one."""
         found = self._trace
         if not found:
             naming = self.request.naming
@@ -161,7 +162,7 @@ class Record:
         error: str | None = None,
         status: int = 0,
     ) -> None:
-        """The call is over. ``answer_body`` is what the client got, if `sent` was not told of it (else ``answer.body``).
+        """The call is over. ``answer_body`` is what the client got; left out: what `sent` was told, or ``answer.body``.
 
         ``usage`` is looked up in the body later unless it is given; ``error`` says what went wrong, without secrets;
         ``status`` is given when it is not the answer's. Only the first call counts.
@@ -288,7 +289,7 @@ class Meter:
                 self._woken.set()
 
     def start(self) -> None:
-        """Begin to drop old records. Needs no call for the rest: the first record that is finished starts the writer."""
+        """Begin to drop old records. All else needs no start: the first record that is finished starts the writer."""
         if self._task is None and not self._closed:
             self._woken = asyncio.Event()
             self._task = asyncio.get_running_loop().create_task(self._run(self._woken), name="loomgate-meter")
@@ -343,8 +344,9 @@ class Meter:
             return
         self._tidied = now
         try:
-            while await forget(now - self._days * _DAY) and not self._closed:
-                await asyncio.sleep(0)
+            more = True
+            while more and not self._closed:
+                more = await forget(now - self._days * _DAY)
         except Exception as error:
             log.warning("old records of calls could not be dropped: %s", error)
 

@@ -22,7 +22,8 @@ _MOST_REMEMBERED = 4096  # pairs of provider and model: names of models come fro
 _SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{4}-\d{2}-\d{2}|latest)|-v\d+(?::\d+)?|:\d+(?:k|m)?|@\w+)$")
 # What a vendor puts before it: Bedrock's regions and makers, Vertex AI's publishers.
 _PREFIX = re.compile(
-    r"^(?:(?:global|us|eu|apac|au|jp|ca|us-gov)\.)?(?:(?:anthropic|amazon|meta|mistral|cohere|deepseek|google|openai)[./])?"
+    r"^(?:(?:global|us|eu|apac|au|jp|ca|us-gov)\.)?"
+    r"(?:(?:anthropic|amazon|meta|mistral|cohere|deepseek|google|openai)[./])?"
     r"|^publishers/[^/]+/models/|^models/"
 )
 
@@ -53,7 +54,7 @@ def shipped() -> _Shipped:
 
 
 class Prices:
-    """Prices by provider and model: ``own`` rows first (``provider/model`` with ``*`` for any text), then those shipped.
+    """Prices by provider and model: ``own`` rows (``provider/model`` with ``*`` for any text), then those shipped.
 
     Within either, a row that names the model exactly beats a pattern, and a longer pattern a shorter one. The date
     or version that vendors append to a name is left out when nothing matches with it.
@@ -78,7 +79,7 @@ class Prices:
     def cost(self, provider: str, model: str, usage: Usage | None, units: Units = NO_UNITS) -> float | None:
         """USD for a call; ``None`` when its price is not known, or it used what the table has no price for.
 
-        ``usage.prompt_tokens`` includes ``cached_tokens``, which cost ``cached_input``, or ``input`` if that is not given.
+        ``usage.prompt_tokens`` includes ``cached_tokens``, which cost ``cached_input`` or else ``input``.
         """
         price = self.find(provider, model)
         return None if price is None else total(price, usage, units)

@@ -131,8 +131,8 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
         run_id=seen.run_id,
         thread_id=seen.thread_id,
         logged=logged,
-        request_headers=_masked(request.headers, masked) if logged else {},
-        response_headers=_masked(headers, masked) if logged else {},
+        request_headers=masked_headers(request.headers, masked) if logged else {},
+        response_headers=masked_headers(headers, masked) if logged else {},
         request_type=request.content_type,
         response_type=content_type,
         request_size=len(request.body),
@@ -151,27 +151,38 @@ def is_secret(name: str) -> bool:
     return found
 
 
-def _masked(headers: Mapping[str, str], sensitive: frozenset[str]) -> dict[str, str]:
+def masked_headers(headers: Mapping[str, str], sensitive: frozenset[str] = frozenset()) -> dict[str, str]:
     """``headers`` with the values of those that hold secrets, and of the client's own choice (RH-14), masked.
 
     An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
     """
     kept: dict[str, str] = {}
     for name, value in headers.items():
-        if name in sensitive or is_secret(name) or (name == "x-portkey-config" and "{" in value):
+        known = name.lower()
+        if known in sensitive or is_secret(known) or (known == "x-portkey-config" and "{" in value):
             kept[name] = MASK
         else:
             kept[name] = value
     return kept
 
 
+def masked_url(url: str) -> str:
+    """``url`` with what may be a secret in its query or before its host masked."""
+    start, mark, rest = url.partition("?")
+    scheme, slashes, place = start.partition("://")
+    host, slash, path = place.partition("/")
+    if "@" in host:
+        start = f"{scheme}{slashes}{MASK}@{host.rpartition('@')[2]}{slash}{path}"
+    if not mark:
+        return start
+    pairs = parse_qsl(rest, keep_blank_values=True)
+    return f"{start}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
+
+
 def _url(request: Request) -> str:
-    """Where the client sent its request, with secrets in the query masked."""
+    """Where the client sent its request."""
     url = f"http://{request.headers.get('host', 'localhost')}/v1{request.path}"
-    if not request.query:
-        return url
-    pairs = parse_qsl(request.query, keep_blank_values=True)
-    return f"{url}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
+    return masked_url(f"{url}?{request.query}") if request.query else url
 
 
 def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], str, str]:

@@ -1,8 +1,8 @@
 """What others see of calls while they run the server: metrics for Prometheus, spans for OpenTelemetry.
 
-What must live here: names, labels and buckets of metrics, and the attributes of spans (the GenAI semantic conventions of
-OpenTelemetry). What must not: when calls are observed (``gateway/meter``). Both libraries are imported when they are
-first needed: the one when somebody scrapes, the other when OTEL_* variables say where spans go.
+What must live here: names, labels and buckets of metrics, and the attributes of spans (OpenTelemetry's semantic
+conventions for GenAI). What must not: when calls are observed (``gateway/meter``). Both libraries are imported when
+they are first needed: the one when somebody scrapes, the other when OTEL_* variables say where spans go.
 """
 
 import importlib.util
@@ -77,8 +77,8 @@ _CLASSES = {n: f"{n}xx" for n in range(10)}
 
 
 class Metrics:
-    """Counts of calls since the start. ``runs`` gives the number of runs that are worked on, ``dropped`` that of records
-    which were lost."""
+    """Counts of calls since the start. ``runs`` gives the number of runs that are worked on, ``dropped`` that of
+    records which were lost."""
 
     needs_fields = False
 

@@ -15,10 +15,12 @@ from starlette.types import Lifespan, Receive, Scope, Send
 from loomgate import clock
 from loomgate.engine.service import Engine
 from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.gateway.telemetry import Metrics
 from loomgate.http import query
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.call import Answer, Call, Handler, Streamed
-from loomgate.http.routes import PREFIXES, ROUTES, Dialect
+from loomgate.http.metrics import metrics
+from loomgate.http.routes import LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
 from loomgate.wire.ids import new_request_id
@@ -36,19 +38,25 @@ class _Left(Exception):
 
 
 class Application:
-    """Routes requests to handlers. ``engine`` and ``auth`` are put in before the first request and after start-up."""
+    """Routes requests to handlers. ``engine``, ``auth`` and ``metrics`` are put in before the first request and after
+    start-up."""
 
     def __init__(self, settings: Settings, running: Lifespan[Any]) -> None:
         self.settings = settings
         self.engine: Engine | None = None
         self.auth: Auth | None = None
+        self.metrics: Metrics | None = None
         routes = [
             Route(prefix + path, _Endpoint(self, dialect, methods))
             for prefix, dialect in PREFIXES
-            for path, methods in _by_path().items()
+            for path, methods in _by_path(ROUTES).items()
+        ]
+        routes += [
+            Route("/v1" + path, _Endpoint(self, "portkey", methods)) for path, methods in _by_path(LOG_ROUTES).items()
         ]
         routes.append(Route("/healthz", _Health(self, ready=False)))
         routes.append(Route("/readyz", _Health(self, ready=True)))
+        routes.append(Route("/metrics", _Metrics(self)))
         nowhere = _Endpoint(self, "openai", None)
         self._router = Router(routes, redirect_slashes=False, default=nowhere, lifespan=running)
 
@@ -60,9 +68,9 @@ class Application:
         await self._router.app(scope, receive, send)
 
 
-def _by_path() -> dict[str, dict[str, Handler]]:
+def _by_path(rows: list[Row]) -> dict[str, dict[str, Handler]]:
     found: dict[str, dict[str, Handler]] = {}
-    for row in ROUTES:
+    for row in rows:
         found.setdefault(row.path, {})[row.method] = row.handler
     return found
 
@@ -126,7 +134,9 @@ class _Endpoint:
         trace = headers.get(b"x-portkey-trace-id")
         if trace is not None:
             reply.extra.append((b"x-portkey-trace-id", trace))
-        caller = await auth.caller(scope, headers, azure=self._dialect != "openai")
+        caller = await auth.caller(
+            scope, headers, azure=self._dialect.startswith("azure"), upstream=self._dialect != "portkey"
+        )
         reply.organization = caller.workspace
         raw_query: bytes = scope["query_string"]
         _check_version(self._dialect, headers, scope, raw_query)
@@ -167,7 +177,8 @@ class _Reply:
         """Send a whole answer."""
         head = self.head()
         if answer.status != 204:
-            head.append(_JSON)
+            if not any(name == b"content-type" for name, _ in answer.headers):
+                head.append(_JSON)
             head.append((b"content-length", b"%d" % len(answer.body)))
         head += answer.headers
         await self._send({"type": "http.response.start", "status": answer.status, "headers": head})
@@ -209,6 +220,25 @@ class _Health:
         return True
 
 
+class _Metrics:
+    """``/metrics`` (`loomgate.http.metrics`)."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        """ASGI."""
+        found, auth = self._application.metrics, self._application.auth
+        try:
+            answer = _rendered(_overloaded()) if found is None or auth is None else await metrics(found, auth, scope)
+        except ApiError as error:
+            answer = _rendered(error)
+        except StoreError:
+            log.exception("/metrics: the store cannot be used")
+            answer = _rendered(_overloaded())
+        await _Reply(send).send(answer)
+
+
 # --- checks before the handler ---------------------------------------------------------------------------------------
 
 
@@ -221,7 +251,8 @@ def _check_version(dialect: Dialect, headers: Mapping[bytes, bytes], scope: Scop
         # A header may come in several lines, each with several items; Portkey has a name of its own for it (RH-19).
         names = (b"openai-beta", b"x-portkey-openai-beta")
         items = [item.strip() for name, value in scope["headers"] if name in names for item in value.split(b",")]
-    if b"assistants=v2" not in items and (dialect == "openai" or b"assistants=v1" in items):
+    wanted = dialect == "openai" or (b"assistants=v1" in items and dialect != "portkey")
+    if b"assistants=v2" not in items and wanted:
         if b"assistants=v1" in items:
             message = "The v1 Assistants API has been deprecated."
         else:

@@ -98,8 +98,8 @@ class Auth:
         self._keys_exist = False
         self._looked = float("-inf")
 
-    async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool) -> Caller:
-        """Who sent a request with ``headers`` (lower-case names).
+    async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool, upstream: bool = True) -> Caller:
+        """Who sent a request with ``headers`` (lower-case names); without ``upstream``, what they name is not looked at.
 
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for an
         upstream that cannot be used.
@@ -119,7 +119,7 @@ class Auth:
             caller = _NO_CALLER
             if portkey and b"x-portkey-api-key" not in headers and bearer != _PLACEHOLDER:
                 own = bearer  # no key of ours is needed, so it can only be the provider's
-        return await self._with_upstream(caller, headers, own) if portkey else caller
+        return await self._with_upstream(caller, headers, own) if portkey and upstream else caller
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -257,25 +257,29 @@ def _host_of(netloc: str) -> str:
         return ""
 
 
-def _trust_the_machine(scope: Mapping[str, Any], headers: Headers) -> None:
-    """Without keys only programs on this machine are let in.
+def whose_machine(scope: Mapping[str, Any], headers: Headers) -> str | None:
+    """``None`` for a request of a program on this machine, else what kind of request it is, in the plural.
 
     The Host header is checked since a web page can give its own name this machine's address (DNS rebinding), the
     Origin since a page may send requests whose answers it cannot read.
     """
     peer = scope.get("client")
-    why = None
     if peer is None or not is_loopback(peer[0]):
-        why = "requests from other machines"
-    elif any(name in headers for name in _FORWARDED):
-        why = "requests through a proxy"
-    elif not is_loopback(_host_of(headers.get(b"host", b"").decode("latin-1"))):
-        why = "requests whose Host header does not name this machine"
-    elif (origin := headers.get(b"origin")) is not None:
-        if not is_loopback(_host_of(origin.decode("latin-1").partition("://")[2])):
-            why = "requests from web pages of other machines"
-    elif headers.get(b"sec-fetch-site") == b"cross-site":
-        why = "requests from web pages of other machines"
+        return "requests from other machines"
+    if any(name in headers for name in _FORWARDED):
+        return "requests through a proxy"
+    if not is_loopback(_host_of(headers.get(b"host", b"").decode("latin-1"))):
+        return "requests whose Host header does not name this machine"
+    origin = headers.get(b"origin")
+    foreign = origin is not None and not is_loopback(_host_of(origin.decode("latin-1").partition("://")[2]))
+    if foreign or (origin is None and headers.get(b"sec-fetch-site") == b"cross-site"):
+        return "requests from web pages of other machines"
+    return None
+
+
+def _trust_the_machine(scope: Mapping[str, Any], headers: Headers) -> None:
+    """Without keys only programs on this machine are let in."""
+    why = whose_machine(scope, headers)
     if why is not None:
         raise ApiError(
             403,

@@ -5,12 +5,13 @@ Paths are relative to a prefix of `PREFIXES`. The order counts: ``/threads/runs`
 
 from typing import Literal, NamedTuple
 
-from loomgate.http import assistants, runs, threads
+from loomgate.http import assistants, logs, runs, threads
 from loomgate.http.call import Handler
 
 Method = Literal["GET", "POST", "DELETE"]
-# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1: neither (Azure's newer form).
-Dialect = Literal["openai", "azure", "azure-v1"]
+# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and portkey:
+# neither.
+Dialect = Literal["openai", "azure", "azure-v1", "portkey"]
 
 
 class Row(NamedTuple):
@@ -54,4 +55,12 @@ ROUTES: list[Row] = [
     Row("GET", _RUN + "/stream", runs.stream, extension=True),
     Row("GET", _RUN + "/steps", runs.page_steps),
     Row("GET", _RUN + "/steps/{step_id}", runs.get_step),
+]
+
+# Portkey's, below ``/v1`` only, with any key of the workspace whose logs they are.
+LOG_ROUTES: list[Row] = [
+    Row("GET", "/logs", logs.page, extension=True),
+    Row("POST", "/logs", logs.insert),
+    Row("GET", "/logs/{log_id}", logs.get),
+    Row("GET", "/model-configs/pricing/{provider}/{model:path}", logs.pricing),
 ]

@@ -32,9 +32,9 @@ class UsageLimits(_Strict, frozen=True):
 class RateLimit(_Strict, frozen=True):
     """At most ``value`` requests or tokens a minute, hour or day."""
 
-    type: Literal["requests", "tokens"] = "requests"
     unit: Literal["rpm", "rph", "rpd"]
     value: Annotated[int, Meta(ge=1)]
+    type: Literal["requests", "tokens"] = "requests"
 
 
 class KeyLimits(_Strict, frozen=True):
