@@ -48,7 +48,7 @@ Write = Callable[[list[CallRecord]], Awaitable[None]]
 class Observer(Protocol):
     """Something that is told of calls after they ended: metrics, spans."""
 
-    needs_fields: bool  # whether it wants the request's JSON, which is decoded for it then
+    spans: bool  # whether it wants the request's fields and what else only spans tell, which is looked up for it then
 
     def observe(self, made: Sequence[Made]) -> None:
         """Take note of these calls."""
@@ -253,7 +253,7 @@ class Meter:
         self._prices = prices
         self._bodies = bodies
         self._observers = tuple(observers)
-        self._fields_wanted = any(observer.needs_fields for observer in observers)
+        self._spans = any(observer.spans for observer in observers)
         self._spend = spend
         self._forget = forget if days else None
         self._days = days
@@ -328,7 +328,7 @@ class Meter:
                 record = self._records.popleft()
                 self._bytes -= record.weight
                 try:
-                    made.append(make(record.seen(), self._prices, self._bodies, fields_wanted=self._fields_wanted))
+                    made.append(make(record.seen(), self._prices, self._bodies, spans=self._spans))
                 except Exception:
                     self.dropped += 1
                     log.exception("the record of a call could not be made")

@@ -21,7 +21,7 @@ from loomgate.wire.chat import Usage
 MASK = "***"
 TAIL = 4096  # bytes of the end of an answer that are looked at, though not kept, when it is too long to keep
 _LARGEST_PLAIN = 8 * 1024 * 1024  # bytes that a compressed answer may unpack to for its usage to be looked up
-_PARAMS = frozenset({"chat", "complete", "messages", "embed", "respond", "speak", "generate_image"})
+_ANSWERS = frozenset({"chat", "complete", "messages", "embed", "respond"})  # endpoints whose answers name a model
 
 # Names of headers and query parameters whose values are secrets or may hold one.
 _SECRET = re.compile(
@@ -70,28 +70,33 @@ class Made(NamedTuple):
     headers: Mapping[str, str]
 
 
-def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False) -> Made:
-    """The record of ``seen``, with at most ``bodies`` bytes of the request and of the answer."""
+def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Made:
+    """The record of ``seen``, with at most ``bodies`` bytes of the request and of the answer.
+
+    ``spans``: also what only spans tell is looked up.
+    """
     request, answer = seen.request, seen.answer
     naming, endpoint = request.naming, request.endpoint.name
     headers, content_type, coding = _answer_headers(answer.headers)
-    body = _plain(seen.body + seen.tail, coding) if coding else seen.body + seen.tail
+    body = seen.body + seen.tail if seen.tail else seen.body
+    if coding:
+        body = _plain(body, coding)
     hit = answer.cache.endswith("HIT")
     usage = seen.usage or answer.usage
     if usage is None and seen.status < 400:
         usage = usage_of(endpoint, content_type, body)
     fields: Fields = {}
-    if fields_wanted or endpoint in ("speak", "generate_image") or not answer.model:
+    if spans or endpoint in ("speak", "generate_image") or not answer.model:
         fields = _fields(request)
     asked = fields.get("model")
     model = answer.model or (asked if isinstance(asked, str) else "")
-    answer_model, answer_id, reasons = answer_of(body) if endpoint in _PARAMS else ("", "", ())
+    answer_model, answer_id, reasons = answer_of(body) if spans and endpoint in _ANSWERS else ("", "", ())
     cost: float | None = 0.0
     if seen.status < 400 and not hit and answer.provider:
         units = units_of(endpoint, content_type, fields, body, seen.size)
         cost = prices.cost(answer.provider, model, usage, units)
     logged = naming.debug
-    masked = frozenset(naming.sensitive)
+    sensitive = tuple(name.lower() for name in naming.sensitive)
     kept_request = _kept_text(request.body, bodies, request.content_type) if logged else None
     kept_answer = _kept_text(body if not seen.tail else seen.body, bodies, content_type) if logged else None
     facts = CallFacts(
@@ -119,7 +124,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
         cache=answer.cache,
         retries=answer.retries,
         path=answer.path,
-        attempts=tuple(Attempt(*attempt) for attempt in seen.attempts),
+        attempts=tuple([Attempt(*attempt) for attempt in seen.attempts]),
         error=seen.error,
         trace_id=seen.trace_id,
         span_id=naming.span_id or f"{random.getrandbits(64):016x}",
@@ -131,8 +136,8 @@ def make(seen: Seen, prices: Prices, bodies: int, *, fields_wanted: bool = False
         run_id=seen.run_id,
         thread_id=seen.thread_id,
         logged=logged,
-        request_headers=masked_headers(request.headers, masked) if logged else {},
-        response_headers=masked_headers(headers, masked) if logged else {},
+        request_headers=masked_headers(request.headers, sensitive) if logged else {},
+        response_headers=masked_headers(headers, sensitive) if logged else {},
         request_type=request.content_type,
         response_type=content_type,
         request_size=len(request.body),
@@ -151,18 +156,21 @@ def is_secret(name: str) -> bool:
     return found
 
 
-def masked_headers(headers: Mapping[str, str], sensitive: frozenset[str] = frozenset()) -> dict[str, str]:
-    """``headers`` with the values of those that hold secrets, and of the client's own choice (RH-14), masked.
+def masked_headers(headers: Mapping[str, str], sensitive: Iterable[str] = ()) -> dict[str, str]:
+    """``headers`` (names in lower case) with the values of those masked that hold secrets, and of ``sensitive`` ones.
 
     An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
     """
-    kept: dict[str, str] = {}
-    for name, value in headers.items():
-        known = name.lower()
-        if known in sensitive or is_secret(known) or (known == "x-portkey-config" and "{" in value):
+    kept = dict(headers)
+    for name in headers:
+        # The look-up is the rule: a header comes with every call, and `is_secret` remembers.
+        if _secrets.get(name, True) and is_secret(name):
             kept[name] = MASK
-        else:
-            kept[name] = value
+    for name in sensitive:
+        if name in kept:
+            kept[name] = MASK
+    if "{" in kept.get("x-portkey-config", ""):
+        kept["x-portkey-config"] = MASK
     return kept
 
 
@@ -187,7 +195,7 @@ def _url(request: Request) -> str:
 
 def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], str, str]:
     """The headers as text; the content type without parameters; how the content is compressed ("": not)."""
-    found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
     content_type = found.get("content-type", "application/json").partition(";")[0].strip().lower()
     coding = found.get("content-encoding", "").strip().lower()
     return found, content_type, "" if coding == "identity" else coding

@@ -80,7 +80,7 @@ class Metrics:
     """Counts of calls since the start. ``runs`` gives the number of runs that are worked on, ``dropped`` that of
     records which were lost."""
 
-    needs_fields = False
+    spans = False
 
     def __init__(self, runs: Callable[[], int] | None = None, dropped: Callable[[], int] | None = None) -> None:
         self.runs = runs
@@ -230,7 +230,7 @@ _ASKED: tuple[tuple[str, str, type | tuple[type, ...]], ...] = (
 class Spans:
     """Makes a span of each call, after it ended, with its own times. Bodies are never in it."""
 
-    needs_fields = True
+    spans = True
 
     def __init__(self, tracer: "Tracer", close: Callable[[], None] | None = None) -> None:
         self._tracer = tracer

@@ -6,7 +6,7 @@ bodies that were passed to the client untouched, and never raises.
 """
 
 import re
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 
@@ -35,6 +35,8 @@ def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None
     told: dict[str, int] = {}
     # Streams tell it in pieces: what counts is the last word about each number. Most tell it once, at the end.
     found = list(_KEY.finditer(body)) or list(_BILLED.finditer(body))
+    if len(found) == 1 and (usual := _usual(body, found[0].end())) is not None:
+        return usual
     if len(found) > _MOST:
         found = [*found[: _MOST // 2], *found[-_MOST // 2 :]]
     for match in found:
@@ -128,7 +130,44 @@ class _Tokens(msgspec.Struct):
     cached_tokens: Any = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: _Count | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: _Count | None = None
+
+
+class _Usual(msgspec.Struct):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
 _decode = msgspec.json.Decoder(_Tokens).decode
+_decode_usual = msgspec.json.Decoder(_Usual).decode
+
+
+def _usual(body: bytes, start: int) -> Usage | None:
+    """The one usage object of an answer in OpenAI's format, which nearly all are; ``None`` for any other."""
+    text = _PLAIN.match(body, start)
+    try:
+        told = _decode_usual(text[0]) if text is not None else None
+    except msgspec.DecodeError:
+        return None
+    if told is None:
+        return None
+    input, output = told.prompt_tokens_details, told.completion_tokens_details
+    return Usage(
+        told.prompt_tokens,
+        told.completion_tokens,
+        (input.cached_tokens or 0) if input is not None else 0,
+        (output.reasoning_tokens or 0) if output is not None else 0,
+    )
 
 
 def _counts(text: bytes) -> dict[str, int]:

@@ -4,7 +4,6 @@ What must live here: values and their JSON. What must not: when a record is made
 """
 
 import random
-import threading
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -86,7 +85,6 @@ class CallRecord(msgspec.Struct, frozen=True):
 
 # --- ids -------------------------------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
 _last = 0  # milliseconds and a counter of 12 bits, as the newest id has them
 
 
@@ -96,8 +94,7 @@ def new_log_id(seconds: float) -> str:
     So the order of ids is the order in which records were made, and a time is a place among them (`first_log_id`).
     """
     global _last  # noqa: PLW0603 - the one counter of the process
-    with _lock:
-        _last = stamp = max(int(seconds * 1000) << 12, _last + 1)
+    _last = stamp = max(int(seconds * 1000) << 12, _last + 1)
     value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | random.getrandbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
