@@ -17,19 +17,20 @@ from loomgate.errors import StoreError
 from loomgate.store import schema, tables
 from loomgate.store.database import connect
 
+NEWEST = schema.HEAD
 NEXT = '''"""Notes on threads, for a test."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "NEWEST"
 
 
 def upgrade() -> None:
     op.add_column("threads", sa.Column("note", sa.Text()))
     op.execute("UPDATE threads SET note = 'before ' || id")
-'''
+'''.replace("NEWEST", schema.HEAD)
 
 
 def query(path: Path, sql: str, *params: object) -> list[tuple[object, ...]]:
@@ -111,10 +112,10 @@ def test_preparing_is_done_once(path: Path) -> None:
 
 
 def _with_a_next_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """From now on this version is one that has a second migration."""
+    """From now on this version is one that has a migration more."""
     scripts = folder / "migrations"
     shutil.copytree(Path(schema.__file__).parent / "migrations", scripts)
-    (scripts / "versions" / "0002_notes.py").write_text(text)
+    (scripts / "versions" / "9000_notes.py").write_text(text)
     real = schema.alembic_config
 
     def config(path: Path) -> object:
@@ -123,7 +124,7 @@ def _with_a_next_migration(folder: Path, monkeypatch: pytest.MonkeyPatch, text: 
         return made
 
     monkeypatch.setattr(schema, "alembic_config", config)
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "HEAD", "9000")
 
 
 def test_an_older_database_is_upgraded_and_keeps_its_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,10 +132,10 @@ def test_an_older_database_is_upgraded_and_keeps_its_rows(path: Path, monkeypatc
     query(path, "INSERT INTO threads (id, workspace, position, body) VALUES ('thread_1', 'default', 1, x'7b7d')")
     _with_a_next_migration(path.parent, monkeypatch, NEXT)
 
-    assert schema.upgrade(path) == ("0001", "0002")
-    assert schema.revision(path) == "0002"
+    assert schema.upgrade(path) == (NEWEST, "9000")
+    assert schema.revision(path) == "9000"
     assert query(path, "SELECT id, position, note FROM threads") == [("thread_1", 1, "before thread_1")]
-    assert schema.upgrade(path) == ("0002", "0002")
+    assert schema.upgrade(path) == ("9000", "9000")
 
 
 def test_an_upgrade_that_fails_is_one_line_and_leaves_the_revision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +144,7 @@ def test_an_upgrade_that_fails_is_one_line_and_leaves_the_revision(path: Path, m
     with pytest.raises(StoreError, match="cannot upgrade the database") as caught:
         schema.prepare(path)
     assert str(path) in str(caught.value)
-    assert schema.revision(path) == "0001"
+    assert schema.revision(path) == NEWEST
 
 
 def test_half_an_upgrade_never_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

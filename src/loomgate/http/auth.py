@@ -18,6 +18,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import ApiError, bad_request
 from loomgate.http.refusal import shortened
+from loomgate.settings.provider_data import masked
 from loomgate.wire.chat import Upstream
 
 if TYPE_CHECKING:
@@ -69,19 +70,22 @@ class Caller(msgspec.Struct, frozen=True):
     """Who is calling: the workspace, where its runs' model calls go, and the client's own provider key if it sent one.
 
     ``secret`` belongs to ``upstream`` of kind ``sealed``; it is sealed and kept only when a run is created.
-    ``keyless``: let in without a key.
+    ``keyless``: let in without a key. ``admin``: may use the admin routes of its workspace. ``key_id``: its API key.
     """
 
     workspace: str
     upstream: Upstream = Upstream()
     secret: str | None = None
     keyless: bool = False
+    admin: bool = False
+    key_id: str | None = None
 
     def __repr__(self) -> str:
         return f"Caller(workspace={self.workspace!r}, upstream={self.upstream!r})"
 
 
-_NO_CALLER = Caller("default", keyless=True)
+# Without keys, whoever is on this machine may do what the command line lets them do anyway.
+_NO_CALLER = Caller("default", keyless=True, admin=True)
 
 
 class Auth:
@@ -98,8 +102,8 @@ class Auth:
         self._keys_exist = False
         self._looked = float("-inf")
 
-    async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool) -> Caller:
-        """Who sent a request with ``headers`` (lower-case names).
+    async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool, upstream: bool = True) -> Caller:
+        """Who sent a request with ``headers`` (lower-case names); the upstream they name is looked at if ``upstream``.
 
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for an
         upstream that cannot be used.
@@ -119,7 +123,7 @@ class Auth:
             caller = _NO_CALLER
             if portkey and b"x-portkey-api-key" not in headers and bearer != _PLACEHOLDER:
                 own = bearer  # no key of ours is needed, so it can only be the provider's
-        return await self._with_upstream(caller, headers, own) if portkey else caller
+        return await self._with_upstream(caller, headers, own) if portkey and upstream else caller
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -144,8 +148,8 @@ class Auth:
         found = self._known.get(key)
         if found is not None and now < found[1]:
             return found[0]
-        workspace = await self._store.keys.workspace_of(key)
-        if workspace is None:
+        holder = await self._store.keys.holder(key)
+        if holder is None:
             self._known.pop(key, None)
             raise _unauthorized(
                 f"Incorrect API key provided: {masked(key)}. The operator of this server makes keys with "
@@ -154,7 +158,7 @@ class Auth:
             )
         if len(self._known) >= _MOST_KEYS:
             self._known.clear()
-        caller = Caller(workspace)
+        caller = Caller(holder.workspace, admin=holder.role == "admin", key_id=holder.id)
         self._known[key] = (caller, now + _KEY_SECONDS)
         return caller
 
@@ -205,11 +209,6 @@ class Auth:
         if declared is not None and declared.workspace == workspace:
             return True
         return await self._store.virtual_keys.get(workspace, slug) is not None
-
-
-def masked(key: str) -> str:
-    """A key as an error may show it: its beginning and its last four characters, if it is long enough (ERR-11)."""
-    return f"{key[:3]}…{key[-4:]}" if len(key) >= 16 else "***"
 
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:

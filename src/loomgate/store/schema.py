@@ -19,7 +19,7 @@ from loomgate.store.database import connect, use_wal
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"  # the newest revision in migrations/versions (a test compares)
+HEAD = "0002"  # the newest revision in migrations/versions (a test compares)
 _VERSIONED = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
 
 
