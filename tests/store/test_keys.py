@@ -10,8 +10,10 @@ import sqlalchemy as sa
 
 from loomgate.errors import StoreError
 from loomgate.store import Store, tables
+from loomgate.store.accounts import Integrations, VirtualKeys
 from loomgate.store.database import Database, Statement
-from loomgate.store.keys import VirtualKeys
+from loomgate.store.generations import Generations
+from loomgate.store.keys import Holder
 from loomgate.store.seal import Sealer
 
 pytestmark = pytest.mark.anyio
@@ -44,16 +46,16 @@ class TestApiKeys:
         assert await store.keys.exist() is True
         assert re.fullmatch(r"sk-lg-[0-9a-f]{40}", first.secret)
         assert first.secret != second.secret
-        assert await store.keys.workspace_of(first.secret) == "default"
-        assert await store.keys.workspace_of(second.secret) == "team"
+        assert await store.keys.holder(first.secret) == Holder(first.id, "default", "user")
+        assert await store.keys.holder(second.secret) == Holder(second.id, "team", "user")
         for wrong in ("", "sk-lg-", first.secret[:-1], first.secret + "0", first.secret.upper(), first.id):
-            assert await store.keys.workspace_of(wrong) is None
+            assert await store.keys.holder(wrong) is None
 
     async def test_a_revoked_key_opens_nothing_for_good(self, store: Store) -> None:
         kept, revoked = [await store.keys.create("default", name) for name in ("kept", "revoked")]
         assert await store.keys.revoke(revoked.id) is True
-        assert await store.keys.workspace_of(revoked.secret) is None
-        assert await store.keys.workspace_of(kept.secret) == "default"
+        assert await store.keys.holder(revoked.secret) is None
+        assert await store.keys.holder(kept.secret) is not None
         assert await store.keys.revoke(revoked.id) is False
         assert await store.keys.revoke("key_unknown") is False
         listed = {row.name: row.revoked_at for row in await store.keys.list()}
@@ -103,6 +105,7 @@ class TestVirtualKeys:
             await keys.create(workspace, slug, "openai", SECRET)
         assert [(row.workspace, row.slug) for row in await keys.list()] == [("a", "one"), ("a", "two"), ("b", "one")]
         assert [row.slug for row in await keys.list("a")] == ["one", "two"]
+        assert not any(row.secret for row in await keys.list())
         assert SECRET not in repr(await keys.list())
 
     async def test_a_deleted_one_is_gone_and_its_slug_is_free(self, store: Store) -> None:
@@ -126,8 +129,10 @@ class TestVirtualKeys:
     ) -> None:
         """Whoever can write to the file cannot move a key to a workspace of their own."""
         await store.virtual_keys.create("default", "main", "openai", SECRET)
+        other, generations = Sealer(bytes([1]) * 32), Generations(database)
+        integrations = Integrations(database, other, generations)
         with pytest.raises(StoreError, match="does not open") as caught:
-            await VirtualKeys(database, Sealer(bytes([1]) * 32)).get("default", "main")
+            await VirtualKeys(database, other, generations, integrations).get("default", "main")
         assert SECRET not in str(caught.value)
         await database.write(lambda tx: tx.run(MOVE, key="main", new_workspace="mine"))
         with pytest.raises(StoreError, match="does not open"):

@@ -20,13 +20,34 @@ from loomgate.store.pages import Listing
 # Statement -> the indexes it goes by, with what they are asked for. ``key``: the primary key or a unique constraint.
 # Parts of one statement are separated by semicolons, the outermost first.
 PLANS = {
+    "accounts._BY_SLUG[virtual_key]": "virtual_keys key (workspace=? AND slug=?)",
+    "accounts._BY_SLUG[integration]": "integrations key (workspace=? AND slug=?)",
+    "accounts._BY_ID[virtual_key]": "virtual_keys key (id=?)",
+    "accounts._BY_ID[integration]": "integrations key (id=?)",
+    "accounts._OF[virtual_key]": "virtual_keys key (workspace=?)",
+    "accounts._OF[integration]": "integrations key (workspace=?)",
+    "accounts._CHANGE[virtual_key]": "virtual_keys key (workspace=? AND slug=?)",
+    "accounts._CHANGE[integration]": "integrations key (workspace=? AND slug=?)",
+    "accounts._DROP[virtual_key]": "virtual_keys key (workspace=? AND slug=?)",
+    "accounts._DROP[integration]": "integrations key (workspace=? AND slug=?)",
+    "accounts._MADE_FROM": "virtual_keys key (workspace=?)",
     "assistants._ROW": "assistants key (id=?)",
     "assistants._UPDATE": "assistants key (id=?)",
     "assistants._DELETE": "assistants key (id=?)",
+    "configs._BY_SLUG": "documents key (workspace=? AND kind=? AND slug=?); document_versions key (id=?)",
+    "configs._BY_ID": "documents key (id=?); document_versions key (id=?)",
+    "configs._DEFAULT": "documents key (workspace=? AND kind=?); document_versions key (id=?)",
+    "configs._OF": "documents key (workspace=? AND kind=?); document_versions key (id=?)",
+    "configs._NO_DEFAULT": "documents key (workspace=? AND kind=?)",
+    "configs._CHANGE": "documents key (id=?)",
+    "configs._DROP": "documents key (id=?)",
+    "configs._NUMBER": "ix_document_versions_document_id_number (document_id=?)",
+    "configs._VERSIONS": "ix_document_versions_document_id_number (document_id=?)",
+    "configs._FORGET": "ix_document_versions_document_id_number (document_id=? AND number<?)",
+    "configs._DROP_VERSIONS": "ix_document_versions_document_id_number (document_id=?)",
+    "generations._NUMBER": "generations key (workspace=?)",
     "keys._FIND": "api_keys key (digest=?)",
     "keys._REVOKE": "api_keys key (id=?)",
-    "keys._VIRTUAL": "virtual_keys key (workspace=? AND slug=?)",
-    "keys._DROP_VIRTUAL": "virtual_keys key (workspace=? AND slug=?)",
     "keys._CREDENTIAL": "credentials key (id=?)",
     "keys._SAME_CREDENTIAL": "credentials key (workspace=? AND digest=?)",
     "outbox._LAST": "ix_deliveries_owed (endpoint=? AND run_id=?)",
@@ -86,7 +107,9 @@ PLANS = {
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.
 WALKS = {
     "keys._ALL": "`loomgate keys list` shows all",
-    "keys._VIRTUALS": "`loomgate virtual-keys list` shows all",
+    "accounts._ALL[virtual_key]": "`loomgate virtual-keys list` shows all",
+    "accounts._ALL[integration]": "`loomgate integrations list` shows all",
+    "configs._ALL": "`loomgate configs list` shows all",
     "keys._ANY": "stops at the first",
     "threads._TO_PURGE": "stops at the first",
 }
@@ -118,8 +141,9 @@ def _statements() -> dict[str, Statement]:
         for name, value in vars(module).items():
             if isinstance(value, Statement):
                 found[f"{room}.{name}"] = value
-            elif isinstance(value, list):
-                found |= {f"{room}.{name}[{n}]": one for n, one in enumerate(value) if isinstance(one, Statement)}
+            elif isinstance(value, list | dict):
+                items = enumerate(value) if isinstance(value, list) else value.items()
+                found |= {f"{room}.{name}[{n}]": one for n, one in items if isinstance(one, Statement)}
     return found
 
 

@@ -30,7 +30,7 @@ def _is_integer(_: TypeChecker, value: object) -> bool:
 
 
 # The library has no types of its own here.
-_Validator: Any = cast("Any", validators).extend(
+Validator: Any = cast("Any", validators).extend(
     Draft202012Validator, type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
 )
 
@@ -43,23 +43,21 @@ def _registry() -> Registry[Any]:
     return found.crawl()
 
 
-def _absolute(node: Any, uri: str) -> Any:
+def absolute(node: Any, uri: str) -> Any:
     """A copy of a schema whose references into the document name the document."""
     if isinstance(node, list):
-        return [_absolute(item, uri) for item in cast("list[Any]", node)]
+        return [absolute(item, uri) for item in cast("list[Any]", node)]
     if not isinstance(node, dict):
         return node
     return {
-        key: uri + value
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _absolute(value, uri)
+        key: uri + value if key == "$ref" and isinstance(value, str) and value.startswith("#") else absolute(value, uri)
         for key, value in cast(Schema, node).items()
     }
 
 
 @cache
 def _validator(schema: str, uri: str) -> Any:
-    return _Validator(_absolute(json.loads(schema), uri), registry=_registry())
+    return Validator(absolute(json.loads(schema), uri), registry=_registry())
 
 
 def _excerpt(value: object) -> str:
@@ -74,7 +72,7 @@ def _place(path: Iterable[str | int]) -> str:
     return place
 
 
-def _inner(error: ValidationError) -> ValidationError:
+def inner(error: ValidationError) -> ValidationError:
     """The error worth reading: inside the alternative that was meant, if it can be told which one that was.
 
     It is the only one of the right JSON type, or of those the only one whose constant (``type``) is right.
@@ -91,10 +89,10 @@ def _inner(error: ValidationError) -> ValidationError:
                 for errors in meant
                 if not any(found.validator == rule and tuple(found.absolute_path)[own:] in places for found in errors)
             ]
-    return _inner(meant[0][0]) if len(meant) == 1 else error
+    return inner(meant[0][0]) if len(meant) == 1 else error
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     lines = [
         f"at {_place(error.absolute_path)}: {str(error.message)[:_EXCERPT]}",
         f"  rule: {error.validator} = {_excerpt(cast(object, error.validator_value))}",
@@ -109,7 +107,7 @@ def _validate(schema: Schema, instance: object, what: str, uri: str = _OUR_ANSWE
     if validator.is_valid(instance):
         return
     errors: list[ValidationError] = list(validator.iter_errors(instance))
-    shown = [_explain(_inner(error)) for error in errors[:3]]
+    shown = [explain(inner(error)) for error in errors[:3]]
     raise AssertionError(f"{what} breaks the schema in {len(errors)} place(s):\n" + "\n".join(shown))
 
 

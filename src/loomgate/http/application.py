@@ -17,14 +17,14 @@ from loomgate.engine.service import Engine
 from loomgate.gateway import Gateway
 from loomgate.errors import ApiError, StoreError, bad_request
 from loomgate.gateway.telemetry import Metrics
-from loomgate.http import query
+from loomgate.http import admin, query
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.call import Answer, Call, Handler, Streamed
 from loomgate.http.faults import overloaded, server_error
 from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.metrics import metrics
-from loomgate.http.routes import LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
+from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
 from loomgate.wire.endpoints import ENDPOINTS
@@ -55,6 +55,10 @@ class Application:
         ]
         routes += [
             Route("/v1" + path, _Endpoint(self, "portkey", methods)) for path, methods in _by_path(LOG_ROUTES).items()
+        ]
+        routes += [
+            Route("/v1" + path, _Endpoint(self, "portkey", methods, admin=True))
+            for path, methods in _by_path(ADMIN_ROUTES).items()
         ]
         routes.append(Route("/healthz", _Health(self, ready=False)))
         routes.append(Route("/readyz", _Health(self, ready=True)))
@@ -106,11 +110,22 @@ class _Nowhere:
 
 
 class _Endpoint:
-    """One path: its handlers by method; ``methods`` is ``None`` for every path that does not exist."""
+    """One path: its handlers by method; ``methods`` is ``None`` for every path that does not exist.
 
-    def __init__(self, application: Application, dialect: Dialect, methods: dict[str, Handler] | None) -> None:
+    ``admin``: only keys of that role are let in, no beta header is asked for, and errors are told in both forms.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        dialect: Dialect,
+        methods: dict[str, Handler] | None,
+        *,
+        admin: bool = False,
+    ) -> None:
         self._application = application
         self._dialect: Dialect = dialect
+        self._admin = admin
         self._methods = methods
         verbs = {*(methods or {}), "OPTIONS"} | ({"HEAD"} if methods and "GET" in methods else set[str]())
         self._allow = ", ".join(sorted(verbs))
@@ -129,17 +144,17 @@ class _Endpoint:
                     await send_stream(answer, reply.head(), receive, send, keep_alive)
                     return
         except ApiError as error:
-            answer = _rendered(error)
+            answer = _rendered(error, admin=self._admin)
         except StoreError:
             log.exception("request %s: the store cannot be used", reply.request_id)
-            answer = _rendered(overloaded())
+            answer = _rendered(overloaded(), admin=self._admin)
         except Left:
             return
         except Exception:
             log.exception("request %s failed", reply.request_id)
             if reply.streaming:
                 raise
-            answer = _rendered(server_error(reply.request_id))
+            answer = _rendered(server_error(reply.request_id), admin=self._admin)
         await reply.send(answer)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> Answer | Streamed:
@@ -169,13 +184,16 @@ class _Endpoint:
         )
         reply.organization = caller.workspace
         raw_query: bytes = scope["query_string"]
-        _check_version(self._dialect, headers, scope, raw_query)
+        if not self._admin:
+            _check_version(self._dialect, headers, scope, raw_query)
         body = b""
-        if method == "POST":
+        if method in ("POST", "PUT"):
             body = await read_body(receive, headers, application.settings.max_body_bytes)
             if caller.keyless and body:
                 check_content_type(headers)
         call = Call(engine, application.settings, caller, scope["path_params"], raw_query, headers, body)
+        if self._admin:
+            admin.check_admin(call)
         return await handler(call)
 
 
@@ -301,8 +319,11 @@ def _check_version(dialect: Dialect, headers: Mapping[bytes, bytes], scope: Scop
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def _rendered(error: ApiError) -> Answer:
-    """ERR-01."""
+def _rendered(error: ApiError, *, admin: bool = False) -> Answer:
+    """ERR-01; for ``admin`` also as Portkey's control plane tells an error."""
     inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    shown: dict[str, Any] = {"error": inner}
+    if admin:
+        shown |= {"success": False, "data": {"message": error.message}}
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
-    return Answer(msgspec.json.encode({"error": inner}), error.status, headers)
+    return Answer(msgspec.json.encode(shown), error.status, headers)

@@ -20,6 +20,7 @@ from loomgate.errors import ApiError, bad_request
 from loomgate.http.naming import NOTHING, PREFIX, naming_of
 from loomgate.http.refusal import shortened
 from loomgate.wire.policy import Naming
+from loomgate.settings.provider_data import masked
 
 if TYPE_CHECKING:
     from loomgate.store import Store
@@ -39,15 +40,18 @@ _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forward
 class Caller(msgspec.Struct, frozen=True):
     """Who is calling: the workspace, and what the request says about the way of its model calls.
 
-    ``keyless``: let in without a key.
+    ``keyless``: let in without a key. ``admin``: may use the admin routes of its workspace. ``key_id``: its API key.
     """
 
     workspace: str
     naming: Naming = Naming()
     keyless: bool = False
+    admin: bool = False
+    key_id: str | None = None
 
 
-_NO_CALLER = Caller("default", keyless=True)
+# Without keys, whoever is on this machine may do what the command line lets them do anyway.
+_NO_CALLER = Caller("default", keyless=True, admin=True)
 
 
 class Auth:
@@ -81,7 +85,7 @@ class Auth:
             if portkey and b"x-portkey-api-key" not in headers and bearer != _PLACEHOLDER:
                 own = bearer  # no key of ours is needed, so it can only be the provider's
         naming = naming_of(headers, own) if upstream else NOTHING
-        return caller if naming is NOTHING else Caller(caller.workspace, naming, caller.keyless)
+        return caller if naming is NOTHING else msgspec.structs.replace(caller, naming=naming)
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -107,8 +111,8 @@ class Auth:
                 "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             )
         now = clock.monotonic()
-        workspace = await self._store.keys.workspace_of(key)
-        if workspace is None:
+        holder = await self._store.keys.holder(key)
+        if holder is None:
             self._known.pop(key, None)
             raise _unauthorized(
                 f"Incorrect API key provided: {masked(key)}. The operator of this server makes keys with "
@@ -117,14 +121,9 @@ class Auth:
             )
         if len(self._known) >= _MOST_KEYS:
             self._known.clear()
-        caller = Caller(workspace)
+        caller = Caller(holder.workspace, admin=holder.role == "admin", key_id=holder.id)
         self._known[key] = (caller, now + _KEY_SECONDS)
         return caller
-
-
-def masked(key: str) -> str:
-    """A key as an error may show it: its beginning and its last four characters, if it is long enough (ERR-11)."""
-    return f"{key[:3]}…{key[-4:]}" if len(key) >= 16 else "***"
 
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:

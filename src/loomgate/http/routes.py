@@ -5,12 +5,12 @@ Paths are relative to a prefix of `PREFIXES`. The order counts: ``/threads/runs`
 
 from typing import Literal, NamedTuple
 
-from loomgate.http import assistants, logs, runs, threads
+from loomgate.http import accounts, assistants, configs, integrations, logs, runs, threads
 from loomgate.http.call import Handler
 
-Method = Literal["GET", "POST", "DELETE"]
-# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and portkey:
-# neither.
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and
+# portkey: neither.
 Dialect = Literal["openai", "azure", "azure-v1", "portkey"]
 
 
@@ -63,4 +63,41 @@ LOG_ROUTES: list[Row] = [
     Row("POST", "/logs", logs.insert),
     Row("GET", "/logs/{log_id}", logs.get),
     Row("GET", "/model-configs/pricing/{provider}/{model:path}", logs.pricing),
+]
+
+_MODELS, _WORKSPACES = "/integrations/{slug}/models", "/integrations/{slug}/workspaces"
+
+# Portkey's control plane, below ``/v1`` only: no beta header, and keys of the role ``admin`` (docs/gateway/admin.md).
+ADMIN_ROUTES: list[Row] = [
+    Row("GET", "/virtual-keys", accounts.page_virtual_keys),
+    Row("POST", "/virtual-keys", accounts.create_virtual_key),
+    Row("GET", "/virtual-keys/{slug}", accounts.get_virtual_key),
+    Row("PUT", "/virtual-keys/{slug}", accounts.update_virtual_key),
+    Row("DELETE", "/virtual-keys/{slug}", accounts.delete_virtual_key),
+    Row("GET", "/providers", accounts.page_providers),
+    Row("POST", "/providers", accounts.create_provider),
+    Row("GET", "/providers/{slug}", accounts.get_provider),
+    Row("PUT", "/providers/{slug}", accounts.update_provider),
+    Row("DELETE", "/providers/{slug}", accounts.delete_provider),
+    Row("GET", "/integrations", integrations.page),
+    Row("POST", "/integrations", integrations.create),
+    Row("GET", "/integrations/{slug}", integrations.get),
+    Row("PUT", "/integrations/{slug}", integrations.update),
+    Row("DELETE", "/integrations/{slug}", integrations.delete),
+    Row("GET", _MODELS, integrations.page_models),
+    Row("PUT", _MODELS, integrations.update_models),
+    Row("DELETE", _MODELS, integrations.delete_models),
+    Row("GET", _WORKSPACES, integrations.page_workspaces),
+    Row("PUT", _WORKSPACES, integrations.update_workspaces),
+    Row("GET", "/configs", configs.page_configs),
+    Row("POST", "/configs", configs.create_config),
+    Row("GET", "/configs/{slug}", configs.get_config),
+    Row("PUT", "/configs/{slug}", configs.update_config),
+    Row("DELETE", "/configs/{slug}", configs.delete_config),
+    Row("GET", "/configs/{slug}/versions", configs.page_versions),
+    Row("GET", "/guardrails", configs.page_guardrails),
+    Row("POST", "/guardrails", configs.create_guardrail),
+    Row("GET", "/guardrails/{guardrail_id}", configs.get_guardrail),
+    Row("PUT", "/guardrails/{guardrail_id}", configs.update_guardrail),
+    Row("DELETE", "/guardrails/{guardrail_id}", configs.delete_guardrail),
 ]

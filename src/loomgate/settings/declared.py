@@ -7,7 +7,7 @@ that use a setting (so a provider's ``vendor`` is only a name here).
 import base64
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import msgspec
 from msgspec import Meta
@@ -55,6 +55,35 @@ class Secret:
         return "Secret(***)" if self._value else "Secret()"
 
 
+@final
+class Tree:
+    """A table of the file as it is, in JSON's types, with its secrets looked up; no repr or message shows it.
+
+    An empty tree is false.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Mapping[str, Any] | None = None) -> None:
+        self._value: dict[str, Any] = dict(value or {})
+
+    def reveal(self) -> dict[str, Any]:
+        """The plain table. Do not change it."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tree) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(repr(self._value))
+
+    def __repr__(self) -> str:
+        return "Tree(***)" if self._value else "Tree()"
+
+
 # The shapes that several keys share. `Meta.pattern` is searched, hence the anchors.
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
@@ -86,6 +115,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     aws_session_token: Annotated[
         Secret, Meta(description="The session token of temporary AWS keys; empty: the keys are long-lived.")
     ] = Secret()
+    options: Annotated[
+        Tree,
+        Meta(
+            description="What else the vendor wants to know, under the names that a routing config has for it:"
+            " `resource_name`, `deployment_id`, `api_version`, `aws_region`, `workers_ai_account_id` …"
+        ),
+    ] = Tree()
     models: Annotated[
         tuple[str, ...],
         Meta(description="Patterns of the models it gets when a client names no provider; empty: its vendor's."),
@@ -113,6 +149,7 @@ class VirtualKey(msgspec.Struct, frozen=True, kw_only=True):
     provider: Annotated[Name, Meta(description="Name of a declared provider or of a vendor in the catalogue.")]
     api_key: Annotated[Secret, Meta(description="The key it stands for; empty: the provider's own key.")] = Secret()
     base_url: Annotated[str, Meta(description="Where the API begins; empty: the provider's own address.")] = ""
+    options: Annotated[Tree, Meta(description="As a provider's `options`, in addition to those.")] = Tree()
     workspace: Annotated[Name, Meta(description="The workspace whose API keys may use it.")] = "default"
 
 
@@ -136,6 +173,31 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[_Dollars, Meta(description="USD per image made.")] = None
     second: Annotated[_Dollars, Meta(description="USD per second of audio heard.")] = None
     search: Annotated[_Dollars, Meta(description="USD per search, such as a rerank request.")] = None
+
+
+class DeclaredConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A routing config that clients name by its slug in ``x-portkey-config``, declared as ``[configs.SLUG]``."""
+
+    slug: Name
+    config: Annotated[Tree, Meta(description="The config itself: a table, or `file:` and the path of a JSON file.")]
+    workspace: Annotated[Name, Meta(description="The workspace whose API keys may use it.")] = "default"
+    default: Annotated[
+        bool, Meta(description="Used for the workspace's requests that name no provider, virtual key or config.")
+    ] = False
+
+
+class DeclaredGuardrail(msgspec.Struct, frozen=True, kw_only=True):
+    """A guardrail that configs name by its slug, declared as ``[guardrails.SLUG]``."""
+
+    slug: Name
+    guardrail: Annotated[
+        Tree,
+        Meta(
+            description="`checks` (a list of `id` and `parameters`), `deny`, `async`, `on_success`, `on_fail`: a table,"
+            " or `file:` and the path of a JSON file."
+        ),
+    ]
+    workspace: Annotated[Name, Meta(description="The workspace whose configs may name it.")] = "default"
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +315,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}
     providers: Annotated[Mapping[str, Provider], Meta(description="Model endpoints by name, see below.")] = {}
     virtual_keys: Annotated[Mapping[str, VirtualKey], Meta(description="Virtual keys by slug, see below.")] = {}
+    configs: Annotated[Mapping[str, DeclaredConfig], Meta(description="Routing configs by slug, see below.")] = {}
+    guardrails: Annotated[Mapping[str, DeclaredGuardrail], Meta(description="Guardrails by slug, see below.")] = {}
     webhooks: Annotated[tuple[Webhook, ...], Meta(description="Receivers of run events, see below.")] = ()
     prices: Annotated[Mapping[str, Price], Meta(description="Prices of models over those that ship, see below.")] = {}
 

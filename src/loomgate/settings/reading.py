@@ -24,7 +24,8 @@ import msgspec.structs
 from msgspec import Meta
 
 from loomgate.errors import SettingError
-from loomgate.settings.declared import Name, Provider, Secret, Settings
+from loomgate.settings.declared import Name, Provider, Secret, Settings, Tree
+from loomgate.settings.provider_data import PROVIDER_DATA, is_secret
 
 _PREFIX = "LOOMGATE_"
 _CONFIG = "LOOMGATE_CONFIG"
@@ -41,11 +42,11 @@ class Described(NamedTuple):
 
 
 # Tables whose entries have names: the field that holds an entry's own name, which is never a key in the file.
-_NAMED_BY = {"providers": "name", "virtual_keys": "slug"}
+_NAMED_BY = {"providers": "name", "virtual_keys": "slug", "configs": "slug", "guardrails": "slug"}
 
 
 def describe(kind: type[msgspec.Struct] = Settings) -> list[Described]:
-    """The keys that ``kind`` (`Settings`, `Provider`, `VirtualKey` or `Webhook`) declares, in order."""
+    """The keys that ``kind`` (`Settings`, or the type of one of its tables) declares, in order."""
     return [
         Described(
             field.name,
@@ -245,6 +246,8 @@ def _value(hint: Any, value: object, key: str, source: str, env: Mapping[str, st
             return _secret(value, key, env)
         case shapes.CustomType(cls=cls) if cls is Secret:
             raise SettingError(key, _expected(hint), f"another type in {source}")
+        case shapes.CustomType(cls=cls) if cls is Tree:
+            return Tree(_tree(value, key, source, env))
         case shapes.CustomType(cls=cls) if cls is Path and isinstance(value, (str, Path)):
             return Path(value).expanduser()
         case shapes.DictType() | shapes.VarTupleType() | shapes.CustomType():
@@ -260,18 +263,52 @@ def _value(hint: Any, value: object, key: str, source: str, env: Mapping[str, st
             return made
 
 
+def _tree(value: object, key: str, source: str, env: Mapping[str, str]) -> dict[str, object]:
+    """A table in JSON's types, from the file that ``file:PATH`` names if it is text; secrets in it are looked up."""
+    if isinstance(value, str) and value.startswith("file:"):
+        path, text = _in_file(value, key)
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise SettingError(key, f"a file in JSON, since {path} is named", str(error)) from None
+        source = str(path)
+    if not isinstance(value, dict):
+        raise SettingError(key, "a table, or `file:` and the path of a JSON file", f"{_found(value)} in {source}")
+    return {name: _leaf(item, f"{key}.{name}", name, env) for name, item in cast("dict[str, object]", value).items()}
+
+
+def _leaf(value: object, key: str, name: str, env: Mapping[str, str]) -> object:
+    match value:
+        case dict():
+            items = cast("dict[str, object]", value).items()
+            return {inner: _leaf(item, f"{key}.{inner}", inner, env) for inner, item in items}
+        case list():
+            return [_leaf(item, f"{key}[{at}]", name, env) for at, item in enumerate(cast("list[object]", value))]
+        case str() if is_secret(name):
+            return _secret(value, key, env).reveal()
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            raise SettingError(key, "a value that JSON has too", "a date or time")
+
+
+def _in_file(value: str, key: str) -> tuple[Path, str]:
+    """What the file that ``file:PATH`` names holds."""
+    path = Path(value.removeprefix("file:")).expanduser()
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise SettingError(key, "a file that can be read", f"{path}: {reason}") from None
+    if not text:
+        raise SettingError(key, "a file that holds it", f"an empty one: {path}")
+    return path, text
+
+
 def _secret(value: str, key: str, env: Mapping[str, str]) -> Secret:
     """``value`` itself, or what is in the variable that ``env:NAME`` names or in the file that ``file:PATH`` names."""
     if value.startswith("file:"):
-        path = Path(value.removeprefix("file:")).expanduser()
-        try:
-            text = path.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
-            raise SettingError(key, "a file that can be read", f"{path}: {reason}") from None
-        if not text:
-            raise SettingError(key, "a file that holds it", f"an empty one: {path}")
-        return Secret(text)
+        return Secret(_in_file(value, key)[1])
     if not value.startswith("env:"):
         return Secret(value)
     variable = value.removeprefix("env:")
@@ -311,8 +348,15 @@ def _check(made: Settings) -> None:
     for name, provider in made.providers.items():
         check_url(f"providers.{name}.base_url", provider.base_url, made)
         _check_aws(f"providers.{name}", provider)
+        _check_options(f"providers.{name}.options", provider.options)
     for slug, virtual_key in made.virtual_keys.items():
         check_url(f"virtual_keys.{slug}.base_url", virtual_key.base_url, made)
+        _check_options(f"virtual_keys.{slug}.options", virtual_key.options)
+    defaults_of: dict[str, str] = {}
+    for slug, config in made.configs.items():
+        if config.default and (other := defaults_of.setdefault(config.workspace, slug)) != slug:
+            found = f"{other} is another of workspace {config.workspace}"
+            raise SettingError(f"configs.{slug}.default", "one default config of a workspace", found)
     if len(defaults := [name for name, provider in made.providers.items() if provider.default]) > 1:
         raise SettingError(f"providers.{defaults[1]}.default", "one default provider", f"{defaults[0]} is another")
     for name in made.prices:
@@ -327,6 +371,14 @@ def _check(made: Settings) -> None:
         if not 24 <= length <= 64:
             expected = "`whsec_` and 24 to 64 bytes in base64 (Standard Webhooks)"
             raise SettingError(f"webhooks[{at}].secret", expected, "something else")
+
+
+def _check_options(key: str, options: Tree) -> None:
+    for name in options.reveal():
+        if name not in PROVIDER_DATA:
+            near = difflib.get_close_matches(name, PROVIDER_DATA, n=1, cutoff=0.5)
+            hint = f"; did you mean `{near[0]}`?" if near else " (docs/gateway/admin.md lists them)"
+            raise SettingError(f"{key}.{name}", "the name of provider data" + hint, "an unknown one")
 
 
 def _check_aws(key: str, provider: Provider) -> None:
@@ -378,6 +430,8 @@ def _written(default: object) -> str:
         return '""'
     if default is None:
         return "none"
+    if isinstance(default, Tree):
+        return "{}"
     if isinstance(default, tuple):
         return "[" + ", ".join(_written(item) for item in cast("tuple[object, ...]", default)) + "]"
     return f"{default:g}" if isinstance(default, float) else msgspec.json.encode(default, enc_hook=str).decode()
@@ -409,6 +463,8 @@ def _expected(hint: Any) -> str:
         case shapes.VarTupleType():
             return "a list"
         case shapes.DictType() | shapes.StructType():
+            return "a table"
+        case shapes.CustomType(cls=cls) if cls is Tree:
             return "a table"
         case shapes.CustomType(cls=cls) if cls is Path:
             return "a path"

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loomgate.errors import StoreError
+from loomgate.store.accounts import Integrations, VirtualKeys
 from loomgate.store.assistants import Assistants
+from loomgate.store.configs import Documents
 from loomgate.store.database import Database
-from loomgate.store.keys import Credentials, Keys, VirtualKeys
+from loomgate.store.generations import Generations
+from loomgate.store.keys import Credentials, Keys
 from loomgate.store.ledger import Ledger
 from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
@@ -47,7 +50,11 @@ class Store:
         self.runs = Runs(database, self.outbox, on_active_run)
         self.ledger = Ledger(database)
         self.keys = Keys(database)
-        self.virtual_keys = VirtualKeys(database, sealer)
+        self.generations = Generations(database)
+        self.integrations = Integrations(database, sealer, self.generations)
+        self.virtual_keys = VirtualKeys(database, sealer, self.generations, self.integrations)
+        self.configs = Documents(database, sealer, self.generations, "config")
+        self.guardrails = Documents(database, sealer, self.generations, "guardrail")
         self.credentials = Credentials(database, sealer)
 
     async def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Who may call, and with whose key models are called: API keys (hashed), virtual keys and credentials (sealed)."""
+"""Who may call (API keys, hashed), and the provider keys that clients bring along themselves (credentials, sealed)."""
 
 import hashlib
 import hmac
 import secrets
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import sqlalchemy as sa
@@ -14,17 +14,19 @@ from loomgate.store.database import Database, Statement, Tx
 from loomgate.store.seal import Sealer
 from loomgate.wire.ids import new_id
 
-_k, _v, _c = tables.api_keys, tables.virtual_keys, tables.credentials
+_k, _c = tables.api_keys, tables.credentials
 _key: sa.BindParameter[Any] = sa.bindparam("key")
 _owner: sa.BindParameter[Any] = sa.bindparam("owner")
 
 _ADD = Statement(sa.insert(_k))
 _FIND = Statement(
-    sa.select(_k.c.id, _k.c.workspace).where(_k.c.digest == sa.bindparam("digest"), _k.c.revoked_at.is_(None))
+    sa.select(_k.c.id, _k.c.workspace, _k.c.role).where(
+        _k.c.digest == sa.bindparam("digest"), _k.c.revoked_at.is_(None)
+    )
 )
 _ANY = Statement(sa.select(_k.c.id).limit(1))
 _ALL = Statement(
-    sa.select(_k.c.id, _k.c.workspace, _k.c.name, _k.c.hint, _k.c.created_at, _k.c.revoked_at).order_by(
+    sa.select(_k.c.id, _k.c.workspace, _k.c.name, _k.c.hint, _k.c.created_at, _k.c.revoked_at, _k.c.role).order_by(
         _k.c.created_at, _k.c.id
     )
 )
@@ -32,20 +34,13 @@ _REVOKE = Statement(
     sa.update(_k).where(_k.c.id == _key, _k.c.revoked_at.is_(None)).values(revoked_at=sa.bindparam("at"))
 )
 
-_ADD_VIRTUAL = Statement(sa.insert(_v))
-_VIRTUAL = Statement(
-    sa.select(_v.c.provider, _v.c.base_url, _v.c.sealed).where(_v.c.workspace == _owner, _v.c.slug == _key)
-)
-_VIRTUALS = Statement(
-    sa.select(_v.c.workspace, _v.c.slug, _v.c.provider, _v.c.base_url, _v.c.created_at).order_by(
-        _v.c.workspace, _v.c.slug
-    )
-)
-_DROP_VIRTUAL = Statement(sa.delete(_v).where(_v.c.workspace == _owner, _v.c.slug == _key))
-
 _ADD_CREDENTIAL = Statement(sa.insert(_c))
 _CREDENTIAL = Statement(sa.select(_c.c.sealed).where(_c.c.id == _key, _c.c.workspace == _owner))
 _SAME_CREDENTIAL = Statement(sa.select(_c.c.id).where(_c.c.workspace == _owner, _c.c.digest == sa.bindparam("digest")))
+
+
+# What a key may do in its workspace. admin: everything that user may, and the admin routes.
+Role = Literal["user", "admin"]
 
 
 class CreatedKey(msgspec.Struct, frozen=True):
@@ -55,6 +50,15 @@ class CreatedKey(msgspec.Struct, frozen=True):
     secret: str
     workspace: str
     name: str
+    role: Role
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Whom an API key lets in."""
+
+    id: str
+    workspace: str
+    role: Role
 
 
 class KeyRow(msgspec.Struct, frozen=True):
@@ -66,24 +70,7 @@ class KeyRow(msgspec.Struct, frozen=True):
     hint: str
     created_at: int
     revoked_at: int | None
-
-
-class VirtualKeyRow(msgspec.Struct, frozen=True):
-    """A virtual key as lists show it."""
-
-    workspace: str
-    slug: str
-    provider: str
-    base_url: str | None
-    created_at: int
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """A virtual key ready for use: never logged, never shown."""
-
-    provider: str
-    secret: str
-    base_url: str | None
+    role: Role
 
 
 def digest(secret: str) -> bytes:
@@ -97,10 +84,10 @@ class Keys:
     def __init__(self, database: Database) -> None:
         self._db = database
 
-    async def create(self, workspace: str, name: str) -> CreatedKey:
+    async def create(self, workspace: str, name: str, role: Role = "user") -> CreatedKey:
         """A new key of ``workspace``: ``sk-lg-`` and 40 hex digits."""
         secret = f"sk-lg-{secrets.token_hex(20)}"
-        key = CreatedKey(new_id("key"), secret, workspace, name)
+        key = CreatedKey(new_id("key"), secret, workspace, name, role)
         row = {
             "id": key.id,
             "workspace": workspace,
@@ -109,14 +96,15 @@ class Keys:
             "hint": f"{secret[:8]}…{secret[-4:]}",
             "created_at": clock.timestamp(),
             "revoked_at": None,
+            "role": role,
         }
         await self._db.write(lambda tx: tx.run(_ADD, **row))
         return key
 
-    async def workspace_of(self, secret: str) -> str | None:
-        """The workspace that ``secret`` belongs to, or ``None`` for an unknown or revoked key."""
+    async def holder(self, secret: str) -> Holder | None:
+        """Whom ``secret`` lets in, or ``None`` for an unknown or revoked key."""
         row = await self._db.row(_FIND, digest=digest(secret))
-        return None if row is None else row[1]
+        return None if row is None else Holder(*row)
 
     async def exist(self) -> bool:
         """Was ever a key created? Until then the server trusts whoever is on this machine."""
@@ -129,51 +117,6 @@ class Keys:
     async def revoke(self, id: str) -> bool:
         """Make key ``id`` invalid for good; ``False`` when there is no such valid key."""
         return bool(await self._db.write(lambda tx: tx.run(_REVOKE, key=id, at=clock.timestamp())))
-
-
-class VirtualKeys:
-    """Verbs on virtual keys: a provider's key under a slug, sealed at rest."""
-
-    def __init__(self, database: Database, sealer: Sealer) -> None:
-        self._db = database
-        self._sealer = sealer
-
-    async def create(self, workspace: str, slug: str, provider: str, secret: str, base_url: str | None = None) -> bool:
-        """Store ``secret`` of ``provider`` under ``slug``; ``False`` when the workspace has that slug already."""
-        sealed = self._sealer.seal(secret, context=f"virtual_key:{workspace}:{slug}")
-
-        async def work(tx: Tx) -> bool:
-            if await tx.row(_VIRTUAL, owner=workspace, key=slug) is not None:
-                return False
-            await tx.run(
-                _ADD_VIRTUAL,
-                workspace=workspace,
-                slug=slug,
-                provider=provider,
-                base_url=base_url,
-                sealed=sealed,
-                created_at=clock.timestamp(),
-            )
-            return True
-
-        return await self._db.write(work)
-
-    async def get(self, workspace: str, slug: str) -> Opened | None:
-        """The key under ``slug``, opened for use; ``None`` when there is none."""
-        row = await self._db.row(_VIRTUAL, owner=workspace, key=slug)
-        if row is None:
-            return None
-        provider, base_url, sealed = row
-        return Opened(provider, self._sealer.open(sealed, context=f"virtual_key:{workspace}:{slug}"), base_url)
-
-    async def list(self, workspace: str | None = None) -> list[VirtualKeyRow]:
-        """All virtual keys (of ``workspace``), without their secrets."""
-        found = [VirtualKeyRow(*row) for row in await self._db.rows(_VIRTUALS)]
-        return [row for row in found if workspace in (None, row.workspace)]
-
-    async def delete(self, workspace: str, slug: str) -> bool:
-        """Forget the key; ``False`` when there is none."""
-        return bool(await self._db.write(lambda tx: tx.run(_DROP_VIRTUAL, owner=workspace, key=slug)))
 
 
 class Credentials:

@@ -48,18 +48,69 @@ api_keys = sa.Table(
     _text("hint"),
     _integer("created_at"),
     _integer("revoked_at", nullable=True),
+    _text("role"),  # admin: may also use the admin routes of its workspace
 )
 
-virtual_keys = sa.Table(
-    "virtual_keys",
+
+def _account(name: str) -> sa.Table:
+    """A way to a vendor: ``sealed`` is its key, ``data`` the provider data, sealed too, ``about`` what is no secret."""
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("workspace", sa.Text, primary_key=True),
+        sa.Column("slug", sa.Text, primary_key=True),
+        _text("provider"),
+        _text("base_url", nullable=True),
+        _blob("sealed"),
+        _integer("created_at"),
+        sa.Column("id", sa.Text, nullable=False, unique=True),
+        _text("name"),
+        _text("integration", nullable=True),  # whose key is used in place of an own one
+        sa.Column("data", sa.LargeBinary, nullable=True),
+        _blob("about"),
+        _integer("updated_at"),
+    )
+
+
+# What clients name; Portkey calls the same rows virtual keys and providers. An integration is an account with a vendor,
+# from which such rows are made.
+virtual_keys = _account("virtual_keys")
+integrations = _account("integrations")
+
+# Saved configs and guardrails (``kind``). The body is that of the version; all of it is sealed, since it may hold keys.
+documents = sa.Table(
+    "documents",
     metadata,
     sa.Column("workspace", sa.Text, primary_key=True),
+    sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("slug", sa.Text, primary_key=True),
-    _text("provider"),
-    _text("base_url", nullable=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    _text("name"),
+    _text("status"),
+    sa.Column("is_default", sa.Boolean, nullable=False),
+    _text("version_id"),
+    _integer("created_at"),
+    _integer("updated_at"),
+    _text("created_by", nullable=True),  # the id of an API key; null: the operator
+    _text("updated_by", nullable=True),
+)
+
+document_versions = sa.Table(
+    "document_versions",
+    metadata,
+    _id(),
+    _text("document_id"),
+    _integer("number"),
+    _text("name"),
     _blob("sealed"),
     _integer("created_at"),
+    _text("created_by", nullable=True),
+    sa.Index(None, "document_id", "number", unique=True),
 )
+
+# How often a workspace's virtual keys, integrations, configs and guardrails have changed: what was made of them and
+# kept in memory is no longer right when the number has moved (store/generations.py).
+generations = sa.Table("generations", metadata, sa.Column("workspace", sa.Text, primary_key=True), _integer("number"))
 
 # A client's own provider key, sealed, for the runs that it started (one row per distinct key).
 credentials = sa.Table(

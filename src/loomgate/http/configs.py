@@ -1,0 +1,350 @@
+"""Handlers of ``/configs`` and ``/guardrails``: saved bodies with versions (GATEWAY AUTH-02 d, GR-03)."""
+
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET
+
+from loomgate.errors import bad_request
+from loomgate.gateway.saved import Saved, declared_config, declared_guardrail
+from loomgate.http import admin, refusal
+from loomgate.http.accounts import still_masked
+from loomgate.http.body import decode
+from loomgate.http.call import Answer, Call
+from loomgate.settings.provider_data import hidden, masked_path, unhidden
+from loomgate.store.configs import Document
+from loomgate.wire.admin import Actions, Check, CreateConfig, CreateGuardrail, UpdateConfig, UpdateGuardrail
+from loomgate.wire.policy import Config
+
+Data = dict[str, Any]
+
+_GUARDRAILS = 100  # rows of a page, if the client does not say
+
+
+# --- configs: what is shown ------------------------------------------------------------------------------------------
+
+
+def _row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
+    shown: admin.Shown = {
+        "id": document.id,
+        "name": document.name,
+        "slug": document.slug,
+        "organisation_id": admin.ORGANISATION,
+        "workspace_id": admin.workspace_id(call.workspace),
+        "status": document.status,
+        "owner_id": admin.holder_id(document.created_by),
+        "updated_by": admin.holder_id(document.updated_by),
+        "read_only": declared,
+    }
+    if not declared:
+        shown["created_at"] = admin.moment(document.created_at)
+        shown["last_updated_at"] = admin.moment(document.updated_at)
+    return shown
+
+
+def _config_row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
+    return {**_row(call, document, declared=declared), "is_default": int(document.is_default), "object": "config"}
+
+
+# --- configs: checks, which the command line shares ------------------------------------------------------------------
+
+
+async def check_config(saved: Saved, workspace: str, config: Data, param: str = "config") -> None:
+    """Raises a 400 `ApiError` for a config that is none, or that names what does not exist in ``workspace``."""
+    check_shape(config, param)
+    if (path := masked_path(config, param)) is not None:
+        raise still_masked(path)
+    unknown = await saved.unknown_names(workspace, config)
+    if unknown:
+        raise bad_request(f"Invalid '{param}': {unknown[0]}.", unknown[0].partition(":")[0], "invalid_value")
+
+
+def check_shape(config: Data, param: str = "config") -> None:
+    """Raises a 400 `ApiError` for what is not a config."""
+    try:
+        msgspec.convert(config, Config)
+    except msgspec.ValidationError as error:
+        found = refusal.find(Config, config)
+        where = found.param if found is not None and found.param else ""
+        message = found.message if found is not None else f"{error}."
+        raise bad_request(
+            f"Invalid '{param}': {message}", f"{param}.{where}" if where else param, "invalid_config"
+        ) from None
+
+
+# --- configs: handlers -----------------------------------------------------------------------------------------------
+
+
+def _declared_configs(call: Call) -> dict[str, Document]:
+    return {
+        slug: declared_config(declared)
+        for slug, declared in call.settings.configs.items()
+        if declared.workspace == call.workspace
+    }
+
+
+async def _find_config(call: Call) -> tuple[Document, bool]:
+    """The config that the URL names, and whether the settings file declares it. Raises a 404 `ApiError`."""
+    key = call.path["slug"]
+    for document in _declared_configs(call).values():
+        if key in (document.slug, document.id):
+            return document, True
+    stored = await call.engine.store.configs.find(call.workspace, key)
+    if stored is None:
+        raise admin.unknown("config", key)
+    return stored, False
+
+
+async def page_configs(call: Call) -> Answer:
+    """``GET /configs``."""
+    declared = _declared_configs(call)
+    stored = await call.engine.store.configs.list(call.workspace)
+    rows = [_config_row(call, document, declared=True) for document in declared.values()]
+    rows += [_config_row(call, document, declared=False) for document in stored if document.slug not in declared]
+    # The description knows no pages here; who asks for one gets it.
+    return admin.listing(call, rows, max(1, len(rows)), success=True)
+
+
+async def create_config(call: Call) -> Answer:
+    """``POST /configs``."""
+    request = decode(call.body, CreateConfig)
+    admin.check_workspace(call, request.workspace_id)
+    await check_config(admin.saved(call), call.workspace, request.config)
+    slug = request.slug or admin.new_slug(request.name, "pc-", 6)
+    if slug in _declared_configs(call):
+        raise admin.taken("a config of the settings file", slug)
+    made = await call.engine.store.configs.add(
+        Document(
+            workspace=call.workspace,
+            slug=slug,
+            name=request.name,
+            body=request.config,
+            is_default=bool(_is_default(request.isDefault, request.is_default)),
+            created_by=call.caller.key_id,
+        )
+    )
+    if made is None:
+        raise admin.taken("a config", slug)
+    return admin.enveloped({"id": made.id, "version_id": made.version_id, "slug": made.slug, "object": "config"})
+
+
+def _is_default(described: bool | int | None, sent: bool | int | None) -> bool | None:
+    given = described if described is not None else sent
+    return None if given is None else bool(given)
+
+
+async def get_config(call: Call) -> Answer:
+    """``GET /configs/{slug}``."""
+    document, declared = await _find_config(call)
+    shown = _config_row(call, document, declared=declared)
+    shown |= {
+        "config": hidden(document.body),
+        "format": "json",
+        "type": "ORG_CONFIG",
+        "version_id": document.version_id,
+    }
+    return admin.enveloped(shown)
+
+
+async def update_config(call: Call) -> Answer:
+    """``PUT /configs/{slug}``. A masked secret that comes back where it stood is the secret that it stands for."""
+    document, declared = await _find_config(call)
+    request = decode(call.body, UpdateConfig)
+    if declared:
+        raise admin.read_only("config", "configs", document.slug)
+    admin.check_slug(request.slug, document.slug)
+    given = request.config
+    if given is not UNSET:
+        given = cast(Data, unhidden(given, document.body))
+        await check_config(admin.saved(call), call.workspace, given)
+    default = _is_default(request.isDefault, request.is_default)
+    name, status = request.name, request.status
+
+    def change(before: Document) -> Document:
+        return msgspec.structs.replace(
+            before,
+            name=before.name if name is UNSET else name,
+            status=before.status if status is UNSET else status,
+            body=before.body if given is UNSET else given,
+            is_default=before.is_default if default is None else default,
+        )
+
+    made = await call.engine.store.configs.change(call.workspace, document.id, change, call.caller.key_id)
+    if made is None:
+        raise admin.unknown("config", document.slug)
+    return admin.enveloped({"id": made.id, "version_id": made.version_id, "slug": made.slug, "object": "config"})
+
+
+async def delete_config(call: Call) -> Answer:
+    """``DELETE /configs/{slug}``."""
+    document, declared = await _find_config(call)
+    if declared:
+        raise admin.read_only("config", "configs", document.slug)
+    await call.engine.store.configs.delete(call.workspace, document.id)
+    return admin.answer({})
+
+
+async def page_versions(call: Call) -> Answer:
+    """``GET /configs/{slug}/versions``, the present one first."""
+    document, declared = await _find_config(call)
+    row = _config_row(call, document, declared=declared)
+    row |= {"format": "json", "type": "ORG_CONFIG"}
+    if declared:
+        body = msgspec.json.encode(hidden(document.body)).decode()
+        return admin.listing(call, [{**row, "config": body, "version_id": document.version_id}], 100)
+    rows = [
+        {
+            **row,
+            "name": version.name,
+            "config": msgspec.json.encode(hidden(version.body)).decode(),
+            "version_id": version.id,
+            "updated_by": admin.holder_id(version.created_by),
+            "last_updated_at": admin.moment(version.created_at),
+        }
+        for version in await call.engine.store.configs.versions(document)
+    ]
+    return admin.listing(call, rows, 100)
+
+
+# --- guardrails ------------------------------------------------------------------------------------------------------
+
+
+def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> Data:
+    """A guardrail as configs have it inline in its long form (GATEWAY CFG-23)."""
+    return {
+        "id": slug,
+        "checks": [{"id": check.id, **cast(Data, msgspec.to_builtins(check))} for check in checks],
+        **cast(Data, msgspec.to_builtins(actions)),
+    }
+
+
+def _parts(body: Data) -> tuple[list[Data], Data]:
+    """The checks and actions of a body, in the form of the admin routes."""
+    checks: list[Data] = [
+        {"parameters": {}, "is_enabled": True, **check} for check in cast("list[Data]", body.get("checks") or [])
+    ]
+    actions = {name: body[name] for name in ("sequential", "on_success", "on_fail") if body.get(name) is not None}
+    empty = {"feedback": {"value": 0, "weight": 1, "metadata": ""}}
+    return checks, {
+        "deny": bool(body.get("deny", False)),
+        "async": bool(body.get("async", False)),
+        "on_success": _feedback(actions.pop("on_success", None)) or empty,
+        "on_fail": _feedback(actions.pop("on_fail", None)) or empty,
+        **actions,
+    }
+
+
+def _feedback(action: Data | None) -> Data | None:
+    if not action or not action.get("feedback"):
+        return None
+    return {**action, "feedback": {"weight": 1, "metadata": "", **action["feedback"]}}
+
+
+def _guardrail_row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
+    shown = _row(call, document, declared=declared)
+    # The description requires the times; the file's own have none that could be told.
+    shown.setdefault("created_at", admin.moment(0))
+    shown.setdefault("last_updated_at", admin.moment(0))
+    return shown
+
+
+def _declared_guardrails(call: Call) -> dict[str, Document]:
+    return {
+        slug: declared_guardrail(declared)
+        for slug, declared in call.settings.guardrails.items()
+        if declared.workspace == call.workspace
+    }
+
+
+async def _find_guardrail(call: Call) -> tuple[Document, bool]:
+    key = call.path["guardrail_id"]
+    for document in _declared_guardrails(call).values():
+        if key in (document.slug, document.id):
+            return document, True
+    stored = await call.engine.store.guardrails.find(call.workspace, key)
+    if stored is None:
+        raise admin.unknown("guardrail", key)
+    return stored, False
+
+
+async def page_guardrails(call: Call) -> Answer:
+    """``GET /guardrails``."""
+    declared = _declared_guardrails(call)
+    stored = await call.engine.store.guardrails.list(call.workspace)
+    rows = [_guardrail_row(call, document, declared=True) for document in declared.values()]
+    rows += [_guardrail_row(call, document, declared=False) for document in stored if document.slug not in declared]
+    return admin.listing(call, rows, _GUARDRAILS)
+
+
+async def create_guardrail(call: Call) -> Answer:
+    """``POST /guardrails``."""
+    request = decode(call.body, CreateGuardrail)
+    admin.check_workspace(call, request.workspace_id)
+    _check_organisation(request.organisation_id)
+    slug = request.slug or admin.new_slug(request.name, "guard_", 20)
+    if slug in _declared_guardrails(call):
+        raise admin.taken("a guardrail of the settings file", slug)
+    body = guardrail_body(slug, request.checks, request.actions)
+    check_guardrail(body)
+    made = await call.engine.store.guardrails.add(
+        Document(workspace=call.workspace, slug=slug, name=request.name, body=body, created_by=call.caller.key_id)
+    )
+    if made is None:
+        raise admin.taken("a guardrail", slug)
+    return admin.answer({"id": made.id, "slug": made.slug, "version_id": made.version_id})
+
+
+def _check_organisation(given: str | None) -> None:
+    if given and given != admin.ORGANISATION:
+        raise bad_request(
+            f"Invalid 'organisation_id': expected '{admin.ORGANISATION}', this server.",
+            "organisation_id",
+            "invalid_value",
+        )
+
+
+def check_guardrail(body: Data) -> None:
+    """Raises a 400 `ApiError` for a guardrail that cannot be saved."""
+    if (path := masked_path(body)) is not None:
+        raise still_masked(path)
+
+
+async def get_guardrail(call: Call) -> Answer:
+    """``GET /guardrails/{guardrail_id}``."""
+    document, declared = await _find_guardrail(call)
+    checks, actions = _parts(cast(Data, hidden(document.body)))
+    return admin.answer({**_guardrail_row(call, document, declared=declared), "checks": checks, "actions": actions})
+
+
+async def update_guardrail(call: Call) -> Answer:
+    """``PUT /guardrails/{guardrail_id}``."""
+    document, declared = await _find_guardrail(call)
+    request = decode(call.body, UpdateGuardrail)
+    if declared:
+        raise admin.read_only("guardrail", "guardrails", document.slug)
+    name = request.name
+
+    def change(before: Document) -> Document:
+        checks, actions = _parts(before.body)
+        body = guardrail_body(
+            before.slug,
+            msgspec.convert(checks, list[Check]) if request.checks is UNSET else request.checks,
+            msgspec.convert(actions, Actions) if request.actions is UNSET else request.actions,
+        )
+        body = cast(Data, unhidden(body, before.body))
+        check_guardrail(body)
+        return msgspec.structs.replace(before, name=before.name if name is UNSET else name, body=body)
+
+    made = await call.engine.store.guardrails.change(call.workspace, document.id, change, call.caller.key_id)
+    if made is None:
+        raise admin.unknown("guardrail", document.slug)
+    return admin.answer({"id": made.id, "slug": made.slug, "version_id": made.version_id})
+
+
+async def delete_guardrail(call: Call) -> Answer:
+    """``DELETE /guardrails/{guardrail_id}``."""
+    document, declared = await _find_guardrail(call)
+    if declared:
+        raise admin.read_only("guardrail", "guardrails", document.slug)
+    await call.engine.store.guardrails.delete(call.workspace, document.id)
+    return admin.answer({})
