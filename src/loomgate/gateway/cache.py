@@ -286,6 +286,8 @@ def _where(request: Request, effective: Effective, with_params: bool, mode: str)
         mode,
         (effective.provider, effective.virtual_key, effective.api_key, effective.custom_host, dict(effective.options)),
         None if named else (naming.provider, naming.virtual_key, naming.api_key, naming.custom_host, naming.options),
+        # A model may name its provider (``@slug/model``), which the body that is sent no longer has.
+        (request.model, effective.default_params.get("model"), effective.override_params.get("model")),
         naming.strict if effective.strict is None else effective.strict,
         naming.cache_namespace or (naming.metadata, _headers(request, effective)),
         (effective.default_params, effective.override_params, effective.drop_params) if with_params else None,
