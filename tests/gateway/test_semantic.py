@@ -274,6 +274,7 @@ async def test_without_an_embedding_model_it_is_refused() -> None:
     [
         {"status": 500},
         {"status": 401},
+        {"hangs": True},
         {"answer": {"data": [{"embedding": []}]}},
         {"answer": {"data": [{"embedding": [0.0, 0.0]}]}},
         {"answer": {"data": [{"embedding": ["a", "b"]}]}},
@@ -281,8 +282,13 @@ async def test_without_an_embedding_model_it_is_refused() -> None:
     ],
 )
 async def test_an_embedding_model_that_fails_costs_no_answer(
-    cache: AnswerCache, endpoint: EmbeddingsEndpoint, broken: dict[str, Any], caplog: pytest.LogCaptureFixture
+    cache: AnswerCache,
+    endpoint: EmbeddingsEndpoint,
+    broken: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("loomgate.gateway.cache._EMBED_WAIT", 5.0 if "hangs" not in broken else 0.1)
     caplog.set_level(logging.WARNING)
     for name, value in broken.items():
         setattr(endpoint, name, value)
@@ -290,7 +296,7 @@ async def test_an_embedding_model_that_fails_costs_no_answer(
     assert await ask(cache, plan_of(cache)) == "HIT: 2,962 m"
     assert await ask(cache, plan_of(cache, UNLIKE)) == "SEMANTIC MISS"
     assert len(endpoint.asked) == len(caplog.records) == 1  # it is left in peace, and the log too
-    endpoint.status, endpoint.answer = 200, None
+    endpoint.status, endpoint.answer, endpoint.hangs = 200, None, False
     clock.advance(10)
     assert await ask(cache, plan_of(cache, ALIKE), "new") == "SEMANTIC MISS"
     assert await ask(cache, plan_of(cache, f"{ALIKE}, please?")) == "SEMANTIC HIT: new"
