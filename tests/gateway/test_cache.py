@@ -2,11 +2,14 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
+import hypothesis.strategies as st
 import msgspec
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from loomgate import clock
 from loomgate.errors import ApiError
@@ -154,6 +157,20 @@ async def test_the_body_as_it_is_sent_decides(cache: AnswerCache) -> None:
     await keep(cache, plan_of(cache, request(QUESTION | {"temperature": 1}), overriding, sent))
     assert await found(cache, plan_of(cache, request(QUESTION), target(), sent)) == ANSWER
     assert await found(cache, plan_of(cache, request(QUESTION), overriding, QUESTION)) is None
+
+
+@pytest.mark.parametrize("params", ["body", "default_params", "override_params"])
+async def test_a_provider_named_by_the_model_is_told_apart(cache: AnswerCache, params: str) -> None:
+    """The body that is sent has the bare model."""
+
+    def plan(slug: str) -> CachePlan:
+        named = {"model": f"@{slug}/gpt-4o"}
+        asked, more = (request(QUESTION | named), {}) if params == "body" else (request(), {params: named})
+        return plan_of(cache, asked, Effective(cache=SIMPLE, **more), QUESTION)
+
+    await keep(cache, plan("blue"))
+    assert await found(cache, plan("blue")) == ANSWER
+    assert await found(cache, plan("green")) is None
 
 
 @pytest.mark.behaviour("RH-10")
@@ -409,3 +426,98 @@ async def test_answers_of_many_requests_at_once_do_not_mix(cache: AnswerCache) -
         assert await found(cache, plan) == b'{"n":%d}' % number
 
     await asyncio.gather(*(one(number) for number in range(100)))
+
+
+# --- against a model of it ---
+
+
+def at_once(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of ``work``, which must not wait for anything: an exact match never does."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("it waited")
+
+
+def numbered_key(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+KEYS = st.integers(0, 19).map(numbered_key)
+AGES = st.sampled_from([60, 600, 3600])
+LIMIT = 32 * 1024
+
+
+class Model(RuleBasedStateMachine):
+    """A list of answers, the least recently used first, and a clock that goes in steps of half a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = AnswerCache(LIMIT, None)
+        self.kept: list[tuple[bytes, bytes, int, int]] = []  # key, body, stored, max_age
+        self.now = 0
+
+    @rule(key=KEYS, max_age=AGES, size=st.integers(11, LIMIT // 16))
+    def keep(self, key: bytes, max_age: int, size: int) -> None:
+        self.store(key, max_age, size)
+
+    def store(self, key: bytes, max_age: int, size: int) -> None:
+        body = large(size)
+        at_once(self.cache.store(CachePlan(key, max_age), 200, JSON, body))
+        self.kept = [row for row in self.kept if row[0] != key]
+        if size + 512 <= LIMIT // 16:
+            self.kept.append((key, body, self.now, max_age))
+        while sum(len(row[1]) + 512 for row in self.kept) > LIMIT:
+            del self.kept[0]
+
+    @rule(first=st.integers(0, 19), count=st.integers(1, 18))
+    def flood(self, first: int, count: int) -> None:
+        for number in range(first, first + count):
+            self.store(numbered_key(number % 20), 3600, LIMIT // 16 - 512)
+
+    @rule(key=KEYS, status=st.sampled_from([201, 400, 500]))
+    def fail(self, key: bytes, status: int) -> None:
+        at_once(self.cache.store(CachePlan(key, 60), status, JSON, ANSWER))
+
+    @rule(key=KEYS, max_age=AGES)
+    def look(self, key: bytes, max_age: int) -> None:
+        row = next((row for row in self.kept if row[0] == key), None)
+        expected = None
+        if row is not None:
+            age = self.now - row[2]
+            if age >= row[3]:
+                self.kept.remove(row)
+            elif age < max_age:
+                self.kept.remove(row)
+                self.kept.append(row)
+                expected = Hit(row[1], JSON)
+        assert at_once(self.cache.lookup(CachePlan(key, max_age))) == expected
+
+    @rule(key=KEYS)
+    def refresh(self, key: bytes) -> None:
+        assert at_once(self.cache.lookup(CachePlan(key, 3600, refresh=True))) is None
+
+    @rule(steps=st.sampled_from([1, 2, 20, 120]))
+    def wait(self, steps: int) -> None:
+        clock.advance(30 * steps)
+        self.now += 30 * steps
+
+    @invariant()
+    def within_bounds(self) -> None:
+        assert len(self.cache) == len(self.kept)
+        assert self.cache.size == sum(len(row[1]) + 512 for row in self.kept) <= LIMIT
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=30, stateful_step_count=60, deadline=None)
+
+
+async def test_a_clock_set_back_keeps_nothing_longer(cache: AnswerCache) -> None:
+    plan = plan_of(cache)
+    await keep(cache, plan)
+    clock.advance(-3600)
+    try:
+        assert await found(cache, plan) is None
+    finally:
+        clock.advance(3600)

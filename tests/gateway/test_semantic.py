@@ -56,10 +56,15 @@ async def endpoint() -> AsyncIterator[EmbeddingsEndpoint]:
 
 
 @pytest.fixture
-async def cache(endpoint: EmbeddingsEndpoint) -> AsyncIterator[AnswerCache]:
+async def embed(endpoint: EmbeddingsEndpoint) -> AsyncIterator[Embedding]:
     transport = Transport()
-    yield AnswerCache(8 * MEGABYTE, Embedding(endpoint, transport))
+    yield Embedding(endpoint, transport)
     await transport.close()
+
+
+@pytest.fixture
+def cache(embed: Embedding) -> AnswerCache:
+    return AnswerCache(8 * MEGABYTE, embed)
 
 
 def user(content: Any, **more: Any) -> dict[str, Any]:
@@ -269,6 +274,7 @@ async def test_without_an_embedding_model_it_is_refused() -> None:
     [
         {"status": 500},
         {"status": 401},
+        {"hangs": True},
         {"answer": {"data": [{"embedding": []}]}},
         {"answer": {"data": [{"embedding": [0.0, 0.0]}]}},
         {"answer": {"data": [{"embedding": ["a", "b"]}]}},
@@ -276,8 +282,13 @@ async def test_without_an_embedding_model_it_is_refused() -> None:
     ],
 )
 async def test_an_embedding_model_that_fails_costs_no_answer(
-    cache: AnswerCache, endpoint: EmbeddingsEndpoint, broken: dict[str, Any], caplog: pytest.LogCaptureFixture
+    cache: AnswerCache,
+    endpoint: EmbeddingsEndpoint,
+    broken: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("loomgate.gateway.cache._EMBED_WAIT", 5.0 if "hangs" not in broken else 0.1)
     caplog.set_level(logging.WARNING)
     for name, value in broken.items():
         setattr(endpoint, name, value)
@@ -285,7 +296,7 @@ async def test_an_embedding_model_that_fails_costs_no_answer(
     assert await ask(cache, plan_of(cache)) == "HIT: 2,962 m"
     assert await ask(cache, plan_of(cache, UNLIKE)) == "SEMANTIC MISS"
     assert len(endpoint.asked) == len(caplog.records) == 1  # it is left in peace, and the log too
-    endpoint.status, endpoint.answer = 200, None
+    endpoint.status, endpoint.answer, endpoint.hangs = 200, None, False
     clock.advance(10)
     assert await ask(cache, plan_of(cache, ALIKE), "new") == "SEMANTIC MISS"
     assert await ask(cache, plan_of(cache, f"{ALIKE}, please?")) == "SEMANTIC HIT: new"
@@ -308,17 +319,16 @@ async def test_leaving_while_the_model_is_asked(cache: AnswerCache, endpoint: Em
     assert await ask(cache, plan_of(cache, ALIKE)) == "SEMANTIC HIT: 2,962 m"
 
 
-async def test_questions_count_into_the_memory(endpoint: EmbeddingsEndpoint) -> None:
-    transport = Transport()
-    cache = AnswerCache(64 * 1024, Embedding(endpoint, transport))
+async def test_questions_count_into_the_memory(embed: Embedding) -> None:
+    cache = AnswerCache(64 * 1024, embed)
     for number in range(64):
         await ask(cache, plan_of(cache, f"{number}"))
         assert cache.size <= 64 * 1024
     assert cache.size > 64 * 1024 - 4096
     assert 20 < len(cache) < 30
+    assert sum(map(len, cache._neighbours._groups.values())) == len(cache)  # what goes leaves nothing behind
     gone, kept = plan_of(cache, "0 please"), plan_of(cache, "63 please")
     assert (await cache.lookup(gone), await cache.lookup(kept) is None) == (None, False)
-    await transport.close()
 
 
 async def test_of_too_many_questions_the_oldest_goes() -> None:
@@ -361,12 +371,23 @@ async def test_the_border_is_where_it_is_said_to_be() -> None:
         for _ in range(10):
             base = unit(dimensions, dice)
             near = Neighbours()
-            near.add(b"group", b"in", Point.of(turned(base, NEAR + 0.0005, dice)))
-            near.add(b"group", b"out", Point.of(turned(base, NEAR - 0.0005, dice)))
+            near.add(b"group", b"in", Point.of(turned(base, 0.9505, dice)))
+            near.add(b"group", b"out", Point.of(turned(base, 0.9495, dice)))
             near.add(b"other", b"elsewhere", Point.of(base))
             scaled = Point.of([value * 17 for value in base])
             assert near.nearest(b"group", scaled) == [b"in"]
             assert await near.all_near(b"group", scaled) == [b"in"]
+
+
+async def test_the_nearest_comes_first() -> None:
+    dice = random.Random(5)
+    for _ in range(20):
+        base = unit(64, dice)
+        near = Neighbours()
+        cosines = [0.96, 0.97, 0.98, 0.99]
+        for cosine in dice.sample(cosines, 4):
+            near.add(b"group", str(cosine).encode(), Point.of(turned(base, cosine, dice)))
+        assert near.nearest(b"group", Point.of(base)) == [b"0.99", b"0.98", b"0.97", b"0.96"]
 
 
 async def test_it_finds_what_comparing_with_all_finds() -> None:
@@ -381,7 +402,7 @@ async def test_it_finds_what_comparing_with_all_finds() -> None:
         asked = turned(dice.choice(list(vectors.values())), dice.uniform(0.9, 1), dice)
         cosines = {key: sum(map(float.__mul__, asked, vector)) for key, vector in vectors.items()}
         expected = sorted((key for key, cosine in cosines.items() if cosine >= NEAR), key=cosines.__getitem__)[::-1]
-        assert await near.all_near(b"group", Point.of(asked)) == expected
+        assert set(await near.all_near(b"group", Point.of(asked))) == set(expected)
         assert near.nearest(b"group", Point.of(asked))[:1] == expected[:1]
 
 

@@ -28,13 +28,14 @@ def vector_of(text: str, dimensions: int) -> list[float]:
 
 
 class EmbeddingsEndpoint:
-    """The server. ``status``: what it answers; ``answer``: in place of the usual body; ``asked``: the texts so far."""
+    """The server. ``status``: what it answers; ``answer``: in place of the usual body; ``hangs``: it says nothing."""
 
     def __init__(self, dimensions: int = 256) -> None:
         self.dimensions = dimensions
         self.status = 200
         self.answer: Any = None
-        self.asked: list[str] = []
+        self.hangs = False
+        self.asked: list[str] = []  # the texts so far
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.base_url = ""
@@ -62,6 +63,8 @@ class EmbeddingsEndpoint:
                 headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
                 body = json.loads(await reader.readexactly(int(headers["content-length"])))
                 status, answer = self._answer(head[0].split(" ")[1], body)
+                if self.hangs:
+                    await asyncio.Event().wait()
                 data = json.dumps(answer).encode()
                 head = [f"HTTP/1.1 {status} X", "content-type: application/json", f"content-length: {len(data)}"]
                 writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + data)

@@ -7,6 +7,7 @@ replayed as a stream (``fronts/``).
 Answers live in the memory of one process: a restart begins with none, and two processes have two caches.
 """
 
+import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,6 +47,8 @@ _TELLING = (
 )
 # After the embedding model failed, it is left in peace for so many seconds: requests must not all wait for it.
 _EMBED_PAUSE = 10.0
+# The longest wait for a vector, in seconds: past that the answer itself might be there.
+_EMBED_WAIT = 5.0
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _valid_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -108,8 +111,8 @@ class AnswerCache:
 
     ``limit_bytes`` bounds the memory of all answers with their book-keeping; the least recently used go first, 0 keeps
     none. ``embed`` turns a text of at most 8,190 tokens into its vector: as many finite numbers for every text, of any
-    length as a vector. It must come back in bounded time, and raise `ProviderError` or `ApiError` when it cannot; the
-    request is then looked up and kept by exact match alone. ``None``: there is no embedding model, and a config with
+    length as a vector. When it raises `ProviderError` or `ApiError`, or takes more than five seconds, the request is
+    looked up and kept by exact match alone. ``None``: there is no embedding model, and a config with
     ``cache.mode: semantic`` is refused. ``max_age`` is for configs that give none, and ``max_age_limit`` caps those
     that do, both in seconds (CCH-02).
     """
@@ -262,13 +265,15 @@ class AnswerCache:
             plan.question = None  # an exact match is all that such a request can have (CCH-04)
             return None
         try:
-            question.point = Point.of(await self._embed(question.text))
-        except (LoomgateError, ValueError) as error:
+            async with asyncio.timeout(_EMBED_WAIT):
+                vector = await self._embed(question.text)
+            question.point = Point.of(vector)
+        except (LoomgateError, ValueError, TimeoutError) as error:
             self._embed_after = clock.now() + _EMBED_PAUSE
             log.warning(
                 "the embedding model of the semantic cache failed, exact matches only for %.0f s: %s",
                 _EMBED_PAUSE,
-                error,
+                str(error) or f"no answer in {_EMBED_WAIT:g} s",
             )
         return question.point
 
@@ -286,6 +291,8 @@ def _where(request: Request, effective: Effective, with_params: bool, mode: str)
         mode,
         (effective.provider, effective.virtual_key, effective.api_key, effective.custom_host, dict(effective.options)),
         None if named else (naming.provider, naming.virtual_key, naming.api_key, naming.custom_host, naming.options),
+        # A model may name its provider (``@slug/model``), which the body that is sent no longer has.
+        (request.model, effective.default_params.get("model"), effective.override_params.get("model")),
         naming.strict if effective.strict is None else effective.strict,
         naming.cache_namespace or (naming.metadata, _headers(request, effective)),
         (effective.default_params, effective.override_params, effective.drop_params) if with_params else None,
