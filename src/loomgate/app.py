@@ -16,20 +16,19 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
 
-import msgspec
-
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
-from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Stored, StoredKey
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig
 from loomgate.gateway.cache import AnswerCache
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.limits import Limits
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
+from loomgate.gateway.saved import Saved, aws_keys, stored_by
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
@@ -38,7 +37,6 @@ from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
-from loomgate.wire.policy import Naming
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +69,15 @@ async def running(
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
         limits, metrics, spans = Limits(), Metrics(), spans_from()
-        limits.load(await store.ledger.spending())
+        saved = Saved(settings, store)
+        parents = await saved.parents()
+        limits.load(await store.ledger.spending(), parents)
         meter = Meter(
             functools.partial(store.ledger.write, kept=settings.log_calls),
             Prices(settings.prices),
             settings.log_body_bytes,
             observers=[metrics] if spans is None else [metrics, spans],
-            spend=limits.spend,
+            spend=functools.partial(limits.spend_with, parents),
             forget=store.ledger.forget,
             days=settings.log_retention_days,
         )
@@ -89,7 +89,7 @@ async def running(
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(
-            gateway_config(settings), stored=_stored(settings, store), cache=cache, meter=meter, limits=limits
+            gateway_config(settings), stored=stored_by(saved), cache=cache, meter=meter, limits=limits
         )
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
@@ -146,7 +146,7 @@ def provider_config(provider: Provider) -> ProviderConfig:
         api_key=provider.api_key.reveal() or None,
         project=provider.project or None,
         region=provider.region or None,
-        aws=_aws_keys(provider),
+        aws=aws_keys(provider),
         models=provider.models,
         attempts=provider.max_attempts,
         timeouts=Timeouts(
@@ -155,16 +155,6 @@ def provider_config(provider: Provider) -> ProviderConfig:
             idle=provider.idle_seconds,
             total=provider.total_seconds,
         ),
-    )
-
-
-def _aws_keys(provider: Provider) -> AwsKeys | None:
-    if not provider.aws_access_key_id:
-        return None
-    return AwsKeys(
-        access_key_id=provider.aws_access_key_id.reveal(),
-        secret_access_key=provider.aws_secret_access_key.reveal(),
-        session_token=provider.aws_session_token.reveal() or None,
     )
 
 
@@ -179,31 +169,6 @@ def _embedder(settings: Settings, application: Application) -> Callable[[str], A
         return await application.gateway.embed(text, model)
 
     return embed
-
-
-def _stored(settings: Settings, store: Store) -> Stored:
-    """How the gateway finds what a workspace has stored, or the operator has declared for it."""
-
-    async def key(workspace: str, slug: str) -> StoredKey | None:
-        declared = settings.virtual_keys.get(slug)
-        if declared is not None and declared.workspace == workspace:
-            own, aws = declared.api_key, None
-            if not own and (provider := settings.providers.get(declared.provider)) is not None:
-                own, aws = provider.api_key, _aws_keys(provider)
-            base_url = declared.base_url or None
-            return StoredKey(
-                provider=declared.provider, api_key=own.reveal() or None, base_url=base_url, aws=aws, private=True
-            )
-        stored = await store.virtual_keys.get(workspace, slug)
-        if stored is None:
-            return None
-        return StoredKey(provider=stored.provider, api_key=stored.secret, base_url=stored.base_url)
-
-    async def naming(workspace: str, credential: str) -> Naming | None:
-        sealed = await store.credentials.get(workspace, credential)
-        return None if sealed is None else msgspec.json.decode(sealed, type=Naming)
-
-    return Stored(key=key, naming=naming)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import msgspec
 from loomgate.errors import ProviderError
 from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
+from loomgate.store.accounts import Opened
 from loomgate.wire.limits import KeyLimits
 from loomgate.wire.policy import Config, Naming
 
@@ -65,7 +66,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``providers`` by the operator's names, in order; the one named by ``default`` takes what no pattern matches.
 
-    ``trusted``: custom hosts that may be private (HOST-03). ``guardrails``: those that configs name by slug (GR-03). ``scripted`` switches the deterministic model on.
+    ``trusted``: custom hosts that may be private (HOST-03). ``scripted`` switches the deterministic model on.
     """
 
     providers: dict[str, ProviderConfig] = {}
@@ -73,15 +74,22 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     retries: Retries = Retries()
     timeouts: Timeouts = Timeouts()
     trusted: frozenset[str] = frozenset()
-    guardrails: Mapping[str, dict[str, Any]] = {}
     scripted: bool = True
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Limits, and the id under which what is spent counts (`loomgate.gateway.limits.Limits`)."""
+
+    id: str
+    limits: KeyLimits
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     """What a virtual key (a stored provider) stands for.
 
     ``provider`` is a configured provider or a vendor; ``private`` as in `ProviderConfig`: a workspace may not point the
-    gateway into the operator's network, the operator may. ``limits`` are its budgets (GERR-10).
+    gateway into the operator's network, the operator may. ``budgets`` are its own and its integration's (GERR-10);
+    ``opened`` what the store has of it, if it is from there.
     """
 
     provider: str
@@ -90,7 +98,9 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     aws: AwsKeys | None = None
     options: Mapping[str, Any] = {}
     private: bool = False
-    limits: KeyLimits | None = None
+    headers: dict[str, str] = {}
+    budgets: tuple[Budget, ...] = ()
+    opened: Opened | None = None
 
     def __repr__(self) -> str:
         return f"StoredKey(provider={self.provider!r}, base_url={self.base_url!r})"
@@ -100,12 +110,23 @@ async def _nothing(_workspace: str, _name: str) -> Any:
     return None
 
 
+async def _none(_workspace: str) -> Any:
+    return None
+
+
+async def _no_guardrails(_workspace: str) -> Mapping[str, dict[str, Any]]:
+    return {}
+
+
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """How to look up what a workspace has stored, each by workspace and name; ``None`` when there is no such thing.
 
-    ``naming`` opens the sealed way of a run by its credential's id.
+    ``config`` gives the same object until the config changes, and ``guardrails`` until any of them does. ``naming``
+    opens the sealed way of a run by its credential's id. `loomgate.gateway.saved.Saved` has them all.
     """
 
     key: Callable[[str, str], Awaitable[StoredKey | None]] = _nothing
     config: Callable[[str, str], Awaitable[Config | None]] = _nothing
     naming: Callable[[str, str], Awaitable[Naming | None]] = _nothing
+    default_config: Callable[[str], Awaitable[Config | None]] = _none
+    guardrails: Callable[[str], Awaitable[Mapping[str, dict[str, Any]]]] = _no_guardrails

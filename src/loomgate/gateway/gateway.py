@@ -4,9 +4,10 @@ What must live here: the order of these steps. What must not: how any of them is
 """
 
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -21,7 +22,7 @@ from loomgate.gateway.gather import whole_body
 from loomgate.gateway.guard import Guard
 from loomgate.gateway.guardrails import Guardrail, Guards, compile_guardrails
 from loomgate.gateway.kept import keep, recorded, replayed
-from loomgate.gateway.limits import Limits, key_id
+from loomgate.gateway.limits import Limits
 from loomgate.gateway.meter import Meter, Record
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.resolve import Resolved, Resolver
@@ -69,7 +70,7 @@ class Gateway:
         self._cache = cache or AnswerCache(0, None)
         self._meter = meter or Meter(None, Prices())
         self._limits = limits or Limits()
-        self._compiled: dict[int, tuple[Config, Node]] = {}
+        self._compiled: dict[int, tuple[Config, Mapping[str, dict[str, Any]], Node]] = {}
 
     # --- the pipeline ---
 
@@ -106,9 +107,8 @@ class Gateway:
             resolved = await self._resolver.resolve(request, effective, model if isinstance(model, str) else None)
             if resolved.model != model:
                 fields = {**fields, "model": resolved.model}
-            if resolved.stored is not None:
-                key = key_id(request.workspace, resolved.stored)
-                if (refusal := self._limits.admit(key, resolved.limits)) is not None:
+            for budget in resolved.budgets:
+                if (refusal := self._limits.admit(budget.id, budget.limits)) is not None:
                     raise refusal
         guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
         if guard is not None and (refused := await guard.admits(fields)) is not None:
@@ -120,7 +120,7 @@ class Gateway:
         hit = await self._cache.lookup(plan)
         if hit is not None:
             answer = replayed(request, hit, "scripted" if resolved is None else resolved.provider, model)
-            answer = answer if guard is None else guard.noted(answer)
+            answer = answer if guard is None else await guard.checked(answer)  # CCH-08
         else:
             answer = await self._tries(request, record, effective, resolved, fields, guard)
             await keep(self._cache, plan, request, answer)
@@ -176,36 +176,35 @@ class Gateway:
         return own.wait(error, tries + 1, self._dice())
 
     async def _node(self, request: Request) -> Node:
-        """What the request's headers say, over the config they name (kept compiled while it is the same)."""
+        """What the request's headers say, over the config they name."""
         naming = request.naming
-        config = naming.inline
-        if naming.config is not None:
-            config = await self._stored.config(request.workspace, naming.config)
-            if config is None:
-                raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
-        compiled = None
-        if config is not None:
-            compiled = self._compiled.get(id(config))
-            if compiled is None or compiled[0] is not config:
-                if len(self._compiled) >= _MOST_COMPILED:
-                    self._compiled.clear()
-                where = "x-portkey-config" if naming.inline is not None else f"config '{naming.config}'"
-                node = compile_config(config, self._guardrails, trusted=self._config.trusted, where=where)
-                compiled = self._compiled[id(config)] = (config, node)
+        config = await self._config_of(naming, request.workspace)
+        if config is None:
+            return compile_naming(naming, None, _no_guardrails, trusted=self._config.trusted)
+        saved = await self._stored.guardrails(request.workspace)
+        kept = self._compiled.get(id(config))
+        if kept is None or kept[0] is not config or kept[1] is not saved:
+            if len(self._compiled) >= _MOST_COMPILED:
+                self._compiled.clear()
+            where = "x-portkey-config" if naming.inline is not None else f"config '{naming.config or 'default'}'"
+            guardrails = partial(_guardrails, saved)
+            node = compile_config(config, guardrails, trusted=self._config.trusted, where=where)
+            kept = self._compiled[id(config)] = (config, saved, node)
         return compile_naming(
-            naming,
-            config,
-            self._guardrails,
-            trusted=self._config.trusted,
-            compiled=None if compiled is None else compiled[1],
+            naming, config, partial(_guardrails, saved), trusted=self._config.trusted, compiled=kept[2]
         )
 
-    def _guardrails(self, config: Config) -> tuple[tuple[Guardrail, ...], tuple[Guardrail, ...]]:
-        saved = self._config.guardrails
-        return (
-            compile_guardrails(config.input_guardrails or (), config.before_request_hooks or (), "input", saved),
-            compile_guardrails(config.output_guardrails or (), config.after_request_hooks or (), "output", saved),
-        )
+    async def _config_of(self, naming: Naming, workspace: str) -> Config | None:
+        if naming.inline is not None:
+            return naming.inline
+        if naming.config is not None:
+            found = await self._stored.config(workspace, naming.config)
+            if found is None:
+                raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
+            return found
+        if naming.provider is None and naming.virtual_key is None and naming.custom_host is None:
+            return await self._stored.default_config(workspace)
+        return None
 
     def _plays(self, request: Request, effective: Effective, model: object) -> bool:
         """Whether the deterministic model is meant."""
@@ -264,7 +263,7 @@ class Gateway:
 
     async def check(self, workspace: str, naming: Naming) -> None:
         """Raises a 400 `ApiError` that names the header when ``naming`` names what does not exist."""
-        if naming.virtual_key is not None and await self._resolver.stored(workspace, naming.virtual_key) is None:
+        if naming.virtual_key is not None and await self._stored.key(workspace, naming.virtual_key) is None:
             raise _unknown("x-portkey-virtual-key", naming.virtual_key, "a virtual key of this workspace")
         if naming.config is not None and await self._stored.config(workspace, naming.config) is None:
             raise _unknown("x-portkey-config", naming.config, "the slug of a saved config, or a config as JSON")
@@ -276,7 +275,7 @@ class Gateway:
         providers = self._config.providers
         if provider.startswith("@"):
             slug = provider[1:]
-            if slug not in providers and await self._resolver.stored(workspace, slug) is None:
+            if slug not in providers and await self._stored.key(workspace, slug) is None:
                 raise _unknown(
                     "x-portkey-provider", provider, "a virtual key of this workspace or a configured provider"
                 )
@@ -287,7 +286,7 @@ class Gateway:
         """Why a run with ``model`` cannot be routed, or ``None`` (BEHAVIOUR RUN-16). What a config says is seen later."""
         if naming.config is not None or naming.inline is not None:
             return None
-        node = compile_naming(naming, None, self._guardrails, trusted=self._config.trusted)
+        node = compile_naming(naming, None, _no_guardrails, trusted=self._config.trusted)
         request = Request(_CHAT, naming, workspace)
         if self._plays(request, node.effective, model):
             return None
@@ -310,6 +309,19 @@ class Gateway:
         await self._guards.close(1.0)
         await self._meter.close()
         await self._transport.close()
+
+
+def _guardrails(
+    saved: Mapping[str, dict[str, Any]], config: Config
+) -> tuple[tuple[Guardrail, ...], tuple[Guardrail, ...]]:
+    """The guardrails of ``config``, compiled: before and after the call."""
+    return (
+        compile_guardrails(config.input_guardrails or (), config.before_request_hooks or (), "input", saved),
+        compile_guardrails(config.output_guardrails or (), config.after_request_hooks or (), "output", saved),
+    )
+
+
+_no_guardrails = partial(_guardrails, {})
 
 
 def _unknown(header: str, value: str, expected: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""Guardrails on the way of one request to one target: before the call, on the cache's answer, after the call.
+"""Guardrails on the way of one request to one target: before the call, and on the answer, be it the endpoint's or the cache's.
 
 What must live here: what a verdict does to an answer (GATEWAY GR-08 to GR-16). What must not: how a verdict is found
 (``guardrails``).
@@ -65,16 +65,6 @@ class Guard:
             answer = overheard(answer, _LONGEST, lambda pieces, chunks: self._afterwards(answer, pieces, chunks))
         if self._before and answer.stream is not None and self._loose:
             answer.stream = _led(self._event({"before_request_hooks": self._before}), answer.stream)
-        return answer
-
-    def noted(self, answer: Answer) -> Answer:
-        """A cached answer with what the input guardrails found (CCH-08)."""
-        if self._before and answer.status == 200:
-            if self._failed:
-                answer.status = _FAILED
-            body = whole_body(answer)
-            if body is not None:
-                answer.body = _encode(with_results(body, self._before, []))
         return answer
 
     # --- pieces ---

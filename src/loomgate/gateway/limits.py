@@ -7,7 +7,7 @@ where limits are kept, or prices. What a budget has seen outlives a restart, sin
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 
 from loomgate import clock
@@ -95,11 +95,17 @@ class Limits:
     def __init__(self) -> None:
         self._used: dict[str, _Used] = {}
 
-    def load(self, spent: Iterable[Spent]) -> None:
-        """Begin with what the ledger says was spent before: `loomgate.store.ledger.Ledger.spending`."""
+    def load(self, spent: Iterable[Spent], parents: Mapping[str, str] = {}) -> None:
+        """Begin with what the ledger says was spent before: `loomgate.store.ledger.Ledger.spending`.
+
+        ``parents``: for some keys, under which other id their spending counts as well (that of an integration).
+        """
         self._used.clear()
         for row in sorted(spent, key=lambda row: row.day):
-            self._of(key_id(row.workspace, row.virtual_key)).add(row.day, row.cost, row.tokens)
+            id = key_id(row.workspace, row.virtual_key)
+            for each in (id, parents.get(id)):
+                if each is not None:
+                    self._of(each).add(row.day, row.cost, row.tokens)
 
     def admit(self, virtual_key_id: str, limits: KeyLimits | None) -> ApiError | None:
         """``None``, and the request counts; or why the key may not be used: 412 (budget), 429 (rate, with Retry-After).
@@ -136,6 +142,12 @@ class Limits:
             if kind == "tokens":
                 window.at(now)
                 window.count += tokens
+
+    def spend_with(self, parents: Mapping[str, str], virtual_key_id: str, cost: float, tokens: int) -> None:
+        """`spend`, and the same for the id that ``parents`` has for the key."""
+        self.spend(virtual_key_id, cost, tokens)
+        if (parent := parents.get(virtual_key_id)) is not None:
+            self.spend(parent, cost, tokens)
 
     def spent(self, virtual_key_id: str, usage: UsageLimits) -> float:
         """USD or tokens, as ``usage.type`` counts, that the key has used in the present period of ``usage``."""

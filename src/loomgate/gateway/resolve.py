@@ -14,20 +14,14 @@ from typing import Any
 
 import msgspec
 
-from loomgate import clock
 from loomgate.errors import ApiError, bad_request
 from loomgate.gateway import hosts
 from loomgate.gateway.call import Effective, Request
-from loomgate.gateway.config import GatewayConfig, ProviderConfig, Stored, StoredKey
+from loomgate.gateway.config import Budget, GatewayConfig, ProviderConfig, Stored
 from loomgate.providers.bedrock import SIGNING_NAME
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Target
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
-from loomgate.wire.limits import KeyLimits
-
-_MEMORY_SECONDS = 2.0  # how long a stored key counts without another look: a change takes as long to be noticed
-_MOST_KEYS = 10_000
-
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model."""
@@ -37,16 +31,15 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     config: ProviderConfig
     model: str | None = None
     stored: str | None = None
-    limits: KeyLimits | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 class Resolver:
-    """Looks names up, with a small memory for what is stored."""
+    """Looks names up."""
 
     def __init__(self, config: GatewayConfig, stored: Stored) -> None:
         self._config = config
         self._stored = stored
-        self._known: dict[tuple[str, str], tuple[StoredKey | None, float]] = {}
 
     async def resolve(self, request: Request, effective: Effective, model: str | None) -> Resolved:
         """The endpoint for one target. Raises a 4xx `ApiError` for names that lead nowhere."""
@@ -72,14 +65,10 @@ class Resolver:
             return error.message
         return None
 
-    def forget(self, workspace: str, slug: str) -> None:
-        """A stored key was changed."""
-        self._known.pop((workspace, slug), None)
-
     # --- names ---
 
     async def _by_stored(self, request: Request, effective: Effective, slug: str, model: str | None) -> Resolved:
-        found = await self.stored(request.workspace, slug)
+        found = await self._stored.key(request.workspace, slug)
         if found is None:
             config = self._config.providers.get(slug)
             if config is None:
@@ -97,22 +86,13 @@ class Resolver:
             aws=found.aws,
             base_url=found.base_url or base.base_url,
             options={**base.options, **found.options},
+            headers={**base.headers, **found.headers},
             private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
         )
+        if found.opened is not None and model is not None and not found.opened.allows(model):
+            raise bad_request(f"The model '{model[:200]}' is not allowed with '@{slug}'.", "model", "model_not_allowed")
         made = self._made(effective, found.provider, config, model)
-        return msgspec.structs.replace(made, stored=slug, limits=found.limits)
-
-    async def stored(self, workspace: str, slug: str) -> StoredKey | None:
-        """What ``slug`` stands for in ``workspace``."""
-        now, key = clock.monotonic(), (workspace, slug)
-        known = self._known.get(key)
-        if known is not None and now < known[1]:
-            return known[0]
-        found = await self._stored.key(workspace, slug)
-        if len(self._known) >= _MOST_KEYS:
-            self._known.clear()
-        self._known[key] = (found, now + _MEMORY_SECONDS)
-        return found
+        return msgspec.structs.replace(made, stored=slug, budgets=found.budgets)
 
     def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
         """The provider for a model when nothing else names one, and the model's name there."""
