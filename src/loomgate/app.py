@@ -26,9 +26,10 @@ from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig
 from loomgate.gateway.cache import AnswerCache
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.limits import Limits
+from loomgate.gateway.lookup import Lookup
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
-from loomgate.gateway.saved import Saved, aws_keys, stored_by
+from loomgate.gateway.saved import Saved
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
@@ -69,8 +70,8 @@ async def running(
     settings = application.settings
     async with open_store(settings, exclusive=True) as store:
         limits, metrics, spans = Limits(), Metrics(), spans_from()
-        saved = Saved(settings, store)
-        parents = await saved.parents()
+        lookup = Lookup(Saved(store, settings))
+        parents = await lookup.parents()
         limits.load(await store.ledger.spending(), parents)
         meter = Meter(
             functools.partial(store.ledger.write, kept=settings.log_calls),
@@ -89,7 +90,7 @@ async def running(
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(
-            gateway_config(settings), stored=stored_by(saved), cache=cache, meter=meter, limits=limits
+            gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits
         )
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
@@ -146,7 +147,8 @@ def provider_config(provider: Provider) -> ProviderConfig:
         api_key=provider.api_key.reveal() or None,
         project=provider.project or None,
         region=provider.region or None,
-        aws=aws_keys(provider),
+        aws=_aws_keys(provider),
+        options=provider.options.reveal(),
         models=provider.models,
         attempts=provider.max_attempts,
         timeouts=Timeouts(
@@ -155,6 +157,16 @@ def provider_config(provider: Provider) -> ProviderConfig:
             idle=provider.idle_seconds,
             total=provider.total_seconds,
         ),
+    )
+
+
+def _aws_keys(provider: Provider) -> AwsKeys | None:
+    if not provider.aws_access_key_id:
+        return None
+    return AwsKeys(
+        access_key_id=provider.aws_access_key_id.reveal(),
+        secret_access_key=provider.aws_secret_access_key.reveal(),
+        session_token=provider.aws_session_token.reveal() or None,
     )
 
 

@@ -122,7 +122,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """How to look up what a workspace has stored, each by workspace and name; ``None`` when there is no such thing.
 
     ``config`` gives the same object until the config changes, and ``guardrails`` until any of them does. ``naming``
-    opens the sealed way of a run by its credential's id. `loomgate.gateway.saved.Saved` has them all.
+    opens the sealed way of a run by its credential's id. `loomgate.gateway.lookup.Lookup` has them all.
     """
 
     key: Callable[[str, str], Awaitable[StoredKey | None]] = _nothing

@@ -1,193 +1,233 @@
-"""What a workspace has saved, and what the operator has declared for it: keys, configs, guardrails, ways of runs.
+"""What clients name by a slug: what the settings file declares and what is stored, seen as one.
 
-What must live here: looking these up, and keeping them opened until somebody changes something. What must not: what they
-are used for. Declared things win over saved ones of the same name, as the admin routes show them.
+What must live here: which of the two a slug means (the file's, if both have it), and what a saved config must not name.
+What must not: SQL, HTTP, or what a config means.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import msgspec
 
-from loomgate.errors import bad_request
-from loomgate.gateway.config import Budget, Stored, StoredKey
-from loomgate.gateway.limits import key_id
-from loomgate.providers.sigv4 import AwsKeys
-from loomgate.settings import Provider, Settings
-from loomgate.settings.declared import VirtualKey
+from loomgate.errors import ApiError, SettingError, bad_request
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.settings import DeclaredConfig, DeclaredGuardrail, Provider, Settings, VirtualKey
 from loomgate.store import Store
-from loomgate.store.accounts import Opened
-from loomgate.wire.limits import KeyLimits
-from loomgate.wire.policy import Config, Naming, decode_config
+from loomgate.store.accounts import About, Account, Opened, opened
+from loomgate.store.configs import Document
+from loomgate.wire.admin import Actions, BadData, Check, provider_data
+from loomgate.wire.policy import Config
 
-_MOST = 10_000  # workspaces that are remembered
+_NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
+_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
-class _Memory:
-    """What was looked up for one workspace since its last change."""
-
-    __slots__ = ("configs", "guardrails", "keys", "number")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.keys: dict[str, StoredKey | None] = {}
-        self.configs: dict[str | None, Config | None] = {}
-        self.guardrails: dict[str, dict[str, Any]] | None = None
+def stable_id(*words: str) -> str:
+    """A UUID for what has none of its own: always the same for the same ``words``."""
+    return str(uuid.uuid5(_NAMESPACE, "\0".join(words)))
 
 
 class Saved:
-    """Everything that requests and runs name, by workspace. One per process."""
+    """The virtual keys, configs and guardrails of all workspaces. Cheap to make; keeps nothing.
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings = settings
-        self._store = store
-        self._known: dict[str, _Memory] = {}
-        self._parents: dict[str, str] = {}
+    A caller that keeps what it gets asks `loomgate.store.generations.Generations` whether it is still right; what the
+    file declares changes with a restart only.
+    """
 
-    async def key(self, workspace: str, slug: str) -> StoredKey | None:
-        """The virtual key (stored provider) ``slug``, opened."""
-        memory = await self._memory(workspace)
-        if slug not in memory.keys:
-            memory.keys[slug] = await self._key(workspace, slug)
-        found = memory.keys[slug]
-        if found is not None and found.opened is not None and found.opened.expired():
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+
+    async def virtual_key(self, workspace: str, slug: str) -> Opened | None:
+        """The virtual key (or provider) ``slug`` ready for use; ``None`` when there is none, or its time is over.
+
+        A name of ``[providers]`` is not one: those are the operator's, for every workspace.
+        """
+        declared = self.settings.virtual_keys.get(slug)
+        if declared is not None and declared.workspace == workspace:
+            return opened(declared_key(declared, self.settings), None)
+        found = await self.store.virtual_keys.get(workspace, slug)
+        if found is None or found.expired():
             return None
+        if found.integration is None or found.secret or found.provider != found.integration:
+            return found
+        operators = self.settings.providers.get(found.integration)
+        if operators is None:
+            return found if await self.store.integrations.find(workspace, found.integration) else None
+        return _with_operators(found, operators)
+
+    async def config(self, workspace: str, slug: str) -> Document | None:
+        """The config ``slug`` of ``workspace``; ``None`` when there is none, or it is archived."""
+        declared = self.settings.configs.get(slug)
+        if declared is not None and declared.workspace == workspace:
+            return declared_config(declared)
+        return await self.store.configs.get(workspace, slug)
+
+    async def default_config(self, workspace: str) -> Document | None:
+        """The config for requests of ``workspace`` that name no provider, virtual key or config themselves."""
+        for declared in self.settings.configs.values():
+            if declared.default and declared.workspace == workspace:
+                return declared_config(declared)
+        return await self.store.configs.default(workspace)
+
+    async def guardrail(self, workspace: str, slug: str) -> Document | None:
+        """The guardrail ``slug`` of ``workspace`` (GATEWAY GR-03); its body is the long form of CFG-23."""
+        declared = self.settings.guardrails.get(slug)
+        if declared is not None and declared.workspace == workspace:
+            return declared_guardrail(declared)
+        return await self.store.guardrails.get(workspace, slug)
+
+    async def guardrails(self, workspace: str) -> dict[str, dict[str, Any]]:
+        """The bodies of all guardrails of ``workspace`` by slug."""
+        found = {row.slug: row.body for row in await self.store.guardrails.list(workspace) if row.status == "active"}
+        for slug, declared in self.settings.guardrails.items():
+            if declared.workspace == workspace:
+                found[slug] = declared_guardrail(declared).body
         return found
 
-    async def config(self, workspace: str, slug: str) -> Config | None:
-        """The config ``slug``: the same object until it is changed. Raises a 400 `ApiError` for a broken one."""
-        memory = await self._memory(workspace)
-        if slug not in memory.configs:
-            memory.configs[slug] = await self._config(workspace, slug)
-        return memory.configs[slug]
-
-    async def default_config(self, workspace: str) -> Config | None:
-        """The config for requests that name nothing, if the workspace has one."""
-        memory = await self._memory(workspace)
-        if None not in memory.configs:
-            declared = next(
-                (one for one in self._settings.configs.values() if one.workspace == workspace and one.default), None
-            )
-            found = None if declared is not None else await self._store.configs.default(workspace)
-            slug = declared.slug if declared is not None else found.slug if found is not None else None
-            memory.configs[None] = None if slug is None else await self._config(workspace, slug)
-        return memory.configs[None]
-
-    async def guardrails(self, workspace: str) -> Mapping[str, dict[str, Any]]:
-        """The guardrails that configs may name: the same object until one is changed."""
-        memory = await self._memory(workspace)
-        if memory.guardrails is None:
-            saved = await self._store.guardrails.list(workspace)
-            memory.guardrails = {one.slug: one.body for one in saved if one.status == "active"} | {
-                slug: one.guardrail.reveal()
-                for slug, one in self._settings.guardrails.items()
-                if one.workspace == workspace
-            }
-        return memory.guardrails
-
-    async def naming(self, workspace: str, credential: str) -> Naming | None:
-        """The sealed way of a run."""
-        sealed = await self._store.credentials.get(workspace, credential)
-        return None if sealed is None else msgspec.json.decode(sealed, type=Naming)
-
-    async def parents(self) -> Mapping[str, str]:
-        """For each stored key that was made from an integration, under whose id its spending counts as well."""
-        for account in await self._store.virtual_keys.list():
-            if account.integration is not None:
-                self._parents[key_id(account.workspace, account.slug)] = _parent(account.workspace, account.integration)
-        return self._parents
-
-    async def _memory(self, workspace: str) -> _Memory:
-        number = await self._store.generations.of(workspace)
-        found = self._known.get(workspace)
-        if found is None or found.number != number:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            found = self._known[workspace] = _Memory(number)
+    async def unknown_names(self, workspace: str, config: Mapping[str, Any]) -> list[str]:
+        """What ``config`` (checked already) names that does not exist: one line each, with the path of the target."""
+        found: list[str] = []
+        for path, target in targets(config):
+            provider, key = target.get("provider"), target.get("virtual_key")
+            if isinstance(key, str) and await self.virtual_key(workspace, key) is None:
+                found.append(f"{path}.virtual_key: '{key[:100]}' is not a virtual key of this workspace")
+            if isinstance(provider, str) and not await self._is_provider(workspace, provider):
+                what = (
+                    "a stored or configured provider" if provider.startswith("@") else "a provider that is known here"
+                )
+                found.append(f"{path}.provider: '{provider[:100]}' is not {what}")
+            for name in ("input_guardrails", "output_guardrails"):
+                for at, item in enumerate(cast("list[Any]", target.get(name) or ())):
+                    if isinstance(item, str) and await self.guardrail(workspace, item) is None:
+                        found.append(f"{path}.{name}[{at}]: '{item[:100]}' is not a guardrail of this workspace")
         return found
 
-    async def _key(self, workspace: str, slug: str) -> StoredKey | None:
-        declared = self._settings.virtual_keys.get(slug)
-        if declared is not None and declared.workspace == workspace:
-            return self._declared(declared)
-        found = await self._store.virtual_keys.get(workspace, slug)
-        if found is None:
-            return None
-        operators = None
-        if found.integration is not None:
-            self._parents[key_id(workspace, slug)] = _parent(workspace, found.integration)
-            # An integration that the settings declare: the operator's own provider.
-            operators = None if found.secret else self._settings.providers.get(found.integration)
-        return _opened(workspace, found, operators)
-
-    def _declared(self, declared: VirtualKey) -> StoredKey:
-        provider = self._settings.providers.get(declared.provider)
-        key, aws = declared.api_key, None
-        if not key and provider is not None:
-            key, aws = provider.api_key, aws_keys(provider)
-        return StoredKey(
-            provider=declared.provider,
-            api_key=key.reveal() or None,
-            aws=aws,
-            base_url=declared.base_url or None,
-            options=declared.options.reveal(),
-            private=True,
-        )
-
-    async def _config(self, workspace: str, slug: str) -> Config | None:
-        declared = self._settings.configs.get(slug)
-        if declared is not None and declared.workspace == workspace:
-            return decode_config(declared.config.reveal(), where=f"config '{slug}'")
-        found = await self._store.configs.get(workspace, slug)
-        if found is None:
-            return None
-        if found.status != "active":
-            raise bad_request(f"The config '{slug}' is archived.", code="invalid_config")
-        return decode_config(found.body, where=f"config '{slug}'")
+    async def _is_provider(self, workspace: str, name: str) -> bool:
+        if not name.startswith("@"):
+            return name in CATALOGUE or name in self.settings.providers
+        slug = name[1:].partition("/")[0]  # AUTH-08
+        return slug in self.settings.providers or await self.virtual_key(workspace, slug) is not None
 
 
-def stored_by(saved: Saved) -> Stored:
-    """``saved`` as the gateway asks for it."""
-    return Stored(
-        key=saved.key,
-        config=saved.config,
-        naming=saved.naming,
-        default_config=saved.default_config,
-        guardrails=saved.guardrails,
+def decoded(config: dict[str, Any], where: str = "config") -> Config:
+    """``config`` as what it is. Raises a 400 `ApiError` that says what is wrong, and where in ``where``."""
+    try:
+        return msgspec.convert(config, Config)
+    except msgspec.ValidationError as error:
+        raise bad_request(f"Invalid '{where}': {error}.", where, "invalid_config") from None
+
+
+def check_declared(settings: Settings) -> None:
+    """Raises `SettingError` for a config, guardrail or provider data of the file that could never be used."""
+    for table, entries in (("providers", settings.providers), ("virtual_keys", settings.virtual_keys)):
+        for name, entry in entries.items():
+            try:
+                provider_data(entry.options.reveal())
+            except BadData as error:
+                raise SettingError(f"{table}.{name}.options.{error.path}", error.expected, "something else") from None
+    for slug, config in settings.configs.items():
+        try:
+            decoded(config.config.reveal())
+        except ApiError as error:
+            raise SettingError(f"configs.{slug}.config", "a routing config", error.message) from None
+    for slug, guardrail in settings.guardrails.items():
+        try:
+            msgspec.convert(guardrail.guardrail.reveal(), _Guardrail)
+        except msgspec.ValidationError as error:
+            raise SettingError(f"guardrails.{slug}.guardrail", "a guardrail", str(error)) from None
+
+
+class _Guardrail(Actions, frozen=True, kw_only=True):
+    """The long form of a guardrail (GATEWAY CFG-23), as the file has it."""
+
+    checks: list[Check]
+
+
+def targets(config: Mapping[str, Any], path: str = "config") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The config itself and every target below it, with its path as GATEWAY RSP-02 writes it."""
+    yield path, config
+    for at, target in enumerate(cast("list[Mapping[str, Any]]", config.get("targets") or ())):
+        yield from targets(target, f"{path}.targets[{at}]")
+
+
+# --- what the file declares, as if it were stored --------------------------------------------------------------------
+
+
+def declared_key(declared: VirtualKey, settings: Settings) -> Account:
+    """A virtual key of the file; without a key of its own it has the key and AWS keys of its provider."""
+    secret, data = declared.api_key.reveal(), dict(declared.options.reveal())
+    provider = settings.providers.get(declared.provider)
+    if provider is not None:
+        data = {**operators_data(provider, secrets=not secret), **data}
+        secret = secret or provider.api_key.reveal()
+    return Account(
+        workspace=declared.workspace,
+        slug=declared.slug,
+        provider=declared.provider,
+        secret=secret,
+        base_url=declared.base_url or None,
+        id=stable_id("virtual_key", declared.workspace, declared.slug),
+        name=declared.slug,
+        integration=declared.provider if provider is not None else None,
+        data=data,
+        about=About(trusted=True),
     )
 
 
-def aws_keys(provider: Provider) -> AwsKeys | None:
-    """The AWS keys of a declared provider, if it has any."""
-    if not provider.aws_access_key_id:
-        return None
-    return AwsKeys(
-        access_key_id=provider.aws_access_key_id.reveal(),
-        secret_access_key=provider.aws_secret_access_key.reveal(),
-        session_token=provider.aws_session_token.reveal() or None,
+def declared_integration(provider: Provider, workspace: str) -> Account:
+    """A provider of the file as an integration that every workspace has."""
+    return Account(
+        workspace=workspace,
+        slug=provider.name,
+        provider=provider.vendor,
+        secret=provider.api_key.reveal(),
+        base_url=provider.base_url or None,
+        id=stable_id("integration", provider.name),
+        name=provider.name,
+        data=operators_data(provider, secrets=True),
+        about=About(trusted=True),
     )
 
 
-def _parent(workspace: str, integration: str) -> str:
-    return key_id(workspace, "integration/" + integration)
+def operators_data(provider: Provider, *, secrets: bool) -> dict[str, Any]:
+    """The provider data of a provider of the file, under their config names."""
+    found: dict[str, Any] = {}
+    if provider.project:
+        found["vertex_project_id"] = provider.project
+    if provider.region:
+        found["aws_region" if provider.vendor in ("bedrock", "sagemaker") else "vertex_region"] = provider.region
+    for name in _SECRETS:
+        if secrets and (value := getattr(provider, name).reveal()):
+            found[name] = value
+    return {**found, **provider.options.reveal()}
 
 
-def _opened(workspace: str, found: Opened, operators: Provider | None) -> StoredKey:
-    budgets = tuple(
-        Budget(
-            key_id(workspace, found.slug) if one.id == found.id else _parent(workspace, found.integration or ""),
-            KeyLimits(usage_limits=one.usage_limits, rate_limits=tuple(one.rate_limits)),
-        )
-        for one in found.budgets
-    )
-    return StoredKey(
-        provider=found.provider if operators is None else operators.name,
-        api_key=found.secret or (operators.api_key.reveal() if operators is not None else "") or None,
-        aws=None if operators is None else aws_keys(operators),
-        base_url=found.base_url,
-        options=found.options,
-        headers=dict(found.headers),
-        private=found.trusted or operators is not None,
-        budgets=budgets,
-        opened=found,
+def _with_operators(key: Opened, provider: Provider) -> Opened:
+    data = provider_data(operators_data(provider, secrets=True))
+    return msgspec.structs.replace(key, secret=provider.api_key.reveal(), options=data.options, trusted=True)
+
+
+def declared_config(declared: DeclaredConfig) -> Document:
+    """A config of the file."""
+    return _declared("config", declared.workspace, declared.slug, declared.config.reveal(), default=declared.default)
+
+
+def declared_guardrail(declared: DeclaredGuardrail) -> Document:
+    """A guardrail of the file."""
+    body = {"id": declared.slug, **declared.guardrail.reveal()}
+    return _declared("guardrail", declared.workspace, declared.slug, body, default=False)
+
+
+def _declared(kind: str, workspace: str, slug: str, body: dict[str, Any], *, default: bool) -> Document:
+    text = msgspec.json.encode(body, order="sorted").decode()
+    return Document(
+        workspace=workspace,
+        slug=slug,
+        body=body,
+        name=slug,
+        id=stable_id(kind, workspace, slug),
+        is_default=default,
+        version_id=stable_id(kind, workspace, slug, text),
     )
