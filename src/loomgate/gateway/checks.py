@@ -292,18 +292,13 @@ def _json_schema(wanted: JsonSchema) -> Run:
         if not values:
             data = {"not": wanted.not_, "explanation": "No valid JSON found in the response."}
             return Finding(wanted.not_, data)
-        wrong: list[dict[str, str]] = []
-        last: Any = None
-        for last in values:
-            try:
-                wrong = await asyncio.to_thread(schema.mistakes, last)
-            except TimeoutError as error:
-                return Finding.failed(str(error), "TimeoutError")
-            if not wrong:
-                break
+        try:
+            value, wrong = await asyncio.to_thread(schema.judged, values)
+        except TimeoutError as error:
+            return Finding.failed(str(error), "TimeoutError")
         verdict = (not wrong) != wanted.not_
         data = {
-            "matchedJson": last,
+            "matchedJson": value,
             "not": wanted.not_,
             "verdict": verdict,
             "explanation": f"{'Failed to validate' if wrong else 'Validated'} JSON against the schema.",

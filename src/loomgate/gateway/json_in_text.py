@@ -7,9 +7,10 @@ the time is looked at with every keyword, patterns are bounded as everywhere (``
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
+from itertools import islice
 from typing import Any, cast
 
 import msgspec
@@ -18,12 +19,12 @@ from loomgate import clock
 from loomgate.gateway.patterns import Pattern
 
 _FENCE = re.compile(r"(?<!`)```++[ \t]*+(?:json|JSON)?[ \t]*+\n(.*?)```", re.DOTALL)
-_MOST_FENCES = 100
+_MOST_VALUES = 100
 _MOST_MARKS = 100_000  # braces, quotes and backslashes that are looked at in one text
 _MARK_WORTH = 1_000  # characters that cost as much as a mark
 _LARGEST_SCHEMA = 64 * 1024  # bytes
 _MOST_PATTERNS = 100  # of a schema; each takes its time to compile
-_SECONDS = 1.0  # for one value
+_SECONDS = 1.0  # for one text
 _MOST_MISTAKES = 20
 _LONGEST_MESSAGE = 300  # characters; jsonschema's repeat the value
 
@@ -35,8 +36,8 @@ def values(text: str) -> list[Any]:
     stripped = text.strip()
     if stripped[:1] in ("{", "[") and (whole := _read(stripped)) is not None:
         return [whole]
-    fenced = [value for block in _FENCE.findall(text)[:_MOST_FENCES] if (value := _read(block.strip())) is not None]
-    return fenced or list(_objects(text))
+    fenced = [value for block in _FENCE.findall(text)[:_MOST_VALUES] if (value := _read(block.strip())) is not None]
+    return fenced or list(islice(_objects(text), _MOST_VALUES))
 
 
 def _read(text: str) -> Any:
@@ -116,16 +117,27 @@ class Schema:
             raise ValueError(f"schema: {error}") from None
         self._kind = _bounded(kind)
 
-    def mistakes(self, value: Any) -> list[dict[str, str]]:
-        """What is wrong with ``value``: ``path`` and ``message`` of each mistake, a few at most.
+    def judged(self, values: Sequence[Any]) -> tuple[Any, list[dict[str, str]]]:
+        """The first of ``values`` without mistakes, or the last; and its mistakes: ``path`` and ``message`` of a few.
 
-        It may take a second: not on the event loop. Raises `TimeoutError` when it would take too much.
+        It may take a second: not on the event loop. Raises `TimeoutError` when it would take more.
         """
+        before = _bounds.set((clock.monotonic() + _SECONDS, self._patterns))
+        try:
+            value, found = None, list[dict[str, str]]()
+            for value in values:
+                found = self._mistakes(value)
+                if not found:
+                    break
+            return value, found
+        finally:
+            _bounds.reset(before)
+
+    def _mistakes(self, value: Any) -> list[dict[str, str]]:
         from referencing.exceptions import Unresolvable
         from referencing.jsonschema import EMPTY_REGISTRY
 
         found: list[dict[str, str]] = []
-        before = _bounds.set((clock.monotonic() + _SECONDS, self._patterns))
         try:
             for error in self._kind(self._schema, registry=EMPTY_REGISTRY).iter_errors(value):
                 path = ".".join(str(step) for step in error.absolute_path)
@@ -136,8 +148,6 @@ class Schema:
             circles = isinstance(error, RecursionError)
             what = "goes round in circles" if circles else "refers to something that is not in it"
             raise TimeoutError(f"The schema {what}") from None
-        finally:
-            _bounds.reset(before)
         return found
 
 
