@@ -257,6 +257,23 @@ async def test_no_secret_gets_into_a_record(meter: Meter, log: Log) -> None:
     assert found.facts.request_headers["user-agent"] == "curl"
 
 
+async def test_what_tells_about_a_call_without_being_secret_stays(meter: Meter, log: Log) -> None:
+    plain = {
+        "x-portkey-provider": "openai",
+        "x-portkey-metadata": '{"_user":"ada"}',
+        "x-portkey-trace-id": "t",
+        "x-portkey-aws-region": "eu-west-1",
+        "x-portkey-aws-auth-type": "assumedRole",
+        "x-portkey-azure-auth-mode": "entra",
+        "content-type": "application/json",
+        "x-stainless-os": "Linux",
+        "x-ratelimit-remaining-tokens": "9",
+        "design": "x",
+    }
+    meter.begin(request(headers=plain)).finish(answer())
+    assert (await one(meter, log)).facts.request_headers == plain
+
+
 async def test_the_slug_of_a_saved_config_is_no_secret(meter: Meter, log: Log) -> None:
     meter.begin(request(headers={"x-portkey-config": "pc-main-1"}, config="pc-main-1")).finish(answer())
     facts = (await one(meter, log)).facts

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _DAY = 86_400
 _EPOCH = date(1970, 1, 1)
+_ROUNDING = 1e-9  # USD that many small sums may be off
 _SECONDS = {"rpm": 60, "rph": 3_600, "rpd": _DAY}
 _UNIT = {"rpm": "minute", "rph": "hour", "rpd": "day"}
 _DAYS_KEPT = 400  # what was spent earlier counts for budgets without a reset only, as one sum
@@ -172,7 +173,7 @@ class Limits:
         if usage.alert_threshold is not None and spent >= usage.alert_threshold and used.alerted != first:
             used.alerted = first
             log.warning("virtual key %s has used %s: its alert threshold is reached", id, _amount(usage, spent))
-        if usage.credit_limit is None or spent < usage.credit_limit:
+        if usage.credit_limit is None or spent + _ROUNDING < usage.credit_limit:
             return None
         return ApiError(
             412,

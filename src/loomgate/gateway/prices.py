@@ -22,9 +22,9 @@ _MOST_REMEMBERED = 4096  # pairs of provider and model: names of models come fro
 _SUFFIX = re.compile(r"(?:[-@](?:\d{8}|\d{4}-\d{2}-\d{2}|latest)|-v\d+(?::\d+)?|:\d+(?:k|m)?|@\w+)$")
 # What a vendor puts before it: Bedrock's regions and makers, Vertex AI's publishers.
 _PREFIX = re.compile(
-    r"^(?:(?:global|us|eu|apac|au|jp|ca|us-gov)\.)?"
-    r"(?:(?:anthropic|amazon|meta|mistral|cohere|deepseek|google|openai)[./])?"
-    r"|^publishers/[^/]+/models/|^models/"
+    r"^(?:publishers/[^/]+/models/|models/"
+    r"|(?:(?:global|us|eu|apac|au|jp|ca|us-gov)\.)?"
+    r"(?:(?:anthropic|amazon|meta|mistral|cohere|deepseek|google|openai)[./])?)"
 )
 
 
@@ -88,13 +88,12 @@ class Prices:
         if self._tables is None:
             rows = {name: Price(**row) for name, row in shipped().models.items()}
             self._tables = (_Table(self._own), _Table(rows))
-        providers = [provider, *shipped().like.get(provider, ())]
+        owners = (provider, *shipped().like.get(provider, ()))
+        names = [f"{owner}/{name}" for name in _names(model) for owner in owners]
         for table in self._tables:
-            for name in _names(model):
-                for owner in providers:
-                    found = table.find(f"{owner}/{name}")
-                    if found is not None:
-                        return found
+            found = table.find(names)
+            if found is not None:
+                return found
         return None
 
 
@@ -135,11 +134,15 @@ class _Table:
         patterns = sorted((name for name in rows if "*" in name), key=len, reverse=True)
         self._patterns = [(_compiled(name), rows[name]) for name in patterns]
 
-    def find(self, name: str) -> Price | None:
-        found = self._exact.get(name)
-        if found is None:
-            found = next((price for pattern, price in self._patterns if pattern.fullmatch(name)), None)
-        return found
+    def find(self, names: list[str]) -> Price | None:
+        for name in names:
+            if name in self._exact:
+                return self._exact[name]
+        for name in names:
+            for pattern, price in self._patterns:
+                if pattern.fullmatch(name):
+                    return price
+        return None
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

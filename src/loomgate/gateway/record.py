@@ -25,13 +25,9 @@ _ANSWERS = frozenset({"chat", "complete", "messages", "embed", "respond"})  # en
 
 # Names of headers and query parameters whose values are secrets or may hold one.
 _SECRET = re.compile(
-    r"auth|key|token|secret|cookie|credential|passw|signature|service-account|fingerprint|session|"
+    r"auth(?!or(?!iz)|-mode|-type)|key|token(?!s)|secret|cookie|credential|passw|signature|service-account|fingerprint|session|"
     r"custom-host|(?:^|[-_])sig$",
     re.IGNORECASE,
-)
-# Those of that kind which hold none.
-_PLAIN = frozenset(
-    {"openai-auth-mode", "x-portkey-azure-auth-mode", "x-portkey-aws-auth-type", "x-stainless-retry-count"}
 )
 _secrets: dict[str, bool] = {}
 _MOST_NAMES = 4096
@@ -152,7 +148,8 @@ def is_secret(name: str) -> bool:
     if found is None:
         if len(_secrets) >= _MOST_NAMES:
             _secrets.clear()
-        found = _secrets[name] = name not in _PLAIN and _SECRET.search(name) is not None
+        own = name.removeprefix("x-portkey-")
+        found = _secrets[name] = _SECRET.search(own) is not None
     return found
 
 
