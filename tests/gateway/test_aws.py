@@ -5,11 +5,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from loomgate.gateway.chat import target_of
 
 from loomgate.app import provider_config
 from loomgate.errors import ProviderError, SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey, Retries
-from loomgate.gateway.chat import target_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys, SigV4
 from loomgate.settings import Provider, Secret

@@ -3,8 +3,8 @@
 from fnmatch import fnmatchcase
 
 import pytest
-
 from loomgate.gateway.chat import dialect_of
+
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Target
 from loomgate.wire.chat import Chat, ChatMessage

@@ -53,8 +53,8 @@ _KIND: dict[int, ProviderErrorKind] = {
 ANTHROPIC = frozenset({"messages", "count_tokens"})  # endpoints whose clients read Anthropic's errors
 _TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
 
-JSON = (b"content-type", b"application/json")
-EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+EVENTS: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 class Exchange:
@@ -65,9 +65,7 @@ class Exchange:
         self._timeouts = timeouts
         self._tokens = AccessTokens(transport)
 
-    async def send(
-        self, request: Request, resolved: Resolved, effective: Effective, fields: Fields
-    ) -> Answer:
+    async def send(self, request: Request, resolved: Resolved, effective: Effective, fields: Fields) -> Answer:
         """What the endpoint answers, whatever its status; ``fields`` is the body after the config's params.
 
         A failure without an answer becomes one, with the `ProviderError` in `Answer.error` (RTY-10, TMO-01).
@@ -273,7 +271,8 @@ def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:
     return [
         pair
         for pair in reply.raw_headers
-        if pair[0] not in _OURS and pair[0] not in (b"content-type", b"content-encoding", b"cache-control")
+        if pair[0] not in _OURS
+        and pair[0] not in (b"content-type", b"content-encoding", b"cache-control")
         and not pair[0].startswith(_OUR_PREFIX)
     ]
 

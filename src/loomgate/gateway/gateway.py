@@ -39,7 +39,13 @@ _CHAT = ENDPOINTS["chat"]
 _PLAYED = frozenset({"chat", "complete", "messages"})
 _MOST_COMPILED = 1000
 # What a refusal of the gateway's own means to a run (PRX-19).
-_KINDS: dict[int, ProviderErrorKind] = {401: "auth", 404: "model_not_found", 408: "timeout", 412: "quota", 429: "rate_limit"}
+_KINDS: dict[int, ProviderErrorKind] = {
+    401: "auth",
+    404: "model_not_found",
+    408: "timeout",
+    412: "quota",
+    429: "rate_limit",
+}
 
 
 class Gateway:
@@ -158,7 +164,13 @@ class Gateway:
             waited += wait
 
     def _wait(
-        self, request: Request, effective: Effective, resolved: Resolved | None, answer: Answer, tries: int, waited: float
+        self,
+        request: Request,
+        effective: Effective,
+        resolved: Resolved | None,
+        answer: Answer,
+        tries: int,
+        waited: float,
     ) -> float | None:
         """Seconds until the next try, or None. A run is tried again even when no config says how: nobody else would."""
         error = answer.error

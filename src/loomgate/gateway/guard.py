@@ -4,6 +4,7 @@ What must live here: what a verdict does to an answer (GATEWAY GR-08 to GR-16). 
 (``guardrails``).
 """
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -145,7 +146,7 @@ class Guard:
         return name + b"data: " + _encode({"hook_results": results}) + b"\n\n"
 
 
-async def _led(first: bytes, stream: Any) -> Any:
+async def _led(first: bytes, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     try:
         yield first
         async for piece in stream:

@@ -56,7 +56,7 @@ def replayed(request: Request, hit: Hit, provider: str, model: object) -> Answer
         found = whole_body(answer)
         if found is not None:
             answer.body, answer.stream = None, pieces_of([front.replay(found, about_of(request, answer))])
-            answer.headers = list([EVENTS])
+            answer.headers = [EVENTS]
     return answer
 
 

@@ -11,6 +11,7 @@ import msgspec
 from loomgate.gateway.config import Budget, Stored, StoredKey
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.saved import Saved
+from loomgate.store import accounts
 from loomgate.store.accounts import Opened
 from loomgate.store.configs import Document
 from loomgate.wire.limits import KeyLimits
@@ -118,12 +119,21 @@ class Lookup:
             budgets=tuple(
                 Budget(
                     own if one.id == found.id else parent or own,
-                    KeyLimits(usage_limits=one.usage_limits, rate_limits=tuple(one.rate_limits)),
+                    _limits(one),
                 )
                 for one in found.budgets
             ),
             opened=found,
         )
+
+
+def _limits(budget: accounts.Budget) -> KeyLimits:
+    """What the admin routes took, as what is counted by: `null` members there are left out."""
+    usage = budget.usage_limits
+    given = {} if usage is None else {name: value for name, value in msgspec.to_builtins(usage).items() if value}
+    return msgspec.convert(
+        {"usage_limits": given or None, "rate_limits": msgspec.to_builtins(budget.rate_limits)}, KeyLimits
+    )
 
 
 def _parent(workspace: str, integration: str) -> str:

@@ -23,6 +23,7 @@ from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Target
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 
+
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model."""
 
@@ -139,7 +140,9 @@ class Resolver:
     def _made(self, effective: Effective, name: str, config: ProviderConfig, model: str | None) -> Resolved:
         vendor = CATALOGUE.get(config.vendor)
         if vendor is None:
-            raise bad_request(f"The provider '{name}' names an unknown vendor '{config.vendor}'.", code="unknown_provider")
+            raise bad_request(
+                f"The provider '{name}' names an unknown vendor '{config.vendor}'.", code="unknown_provider"
+            )
         base_url, public_only = config.base_url or vendor.base_url, not config.private
         if effective.custom_host is not None:
             if effective.virtual_key is not None or (effective.provider or "").startswith("@"):

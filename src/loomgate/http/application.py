@@ -14,8 +14,8 @@ from starlette.types import Lifespan, Receive, Scope, Send
 
 from loomgate import clock
 from loomgate.engine.service import Engine
-from loomgate.gateway import Gateway
 from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.gateway import Gateway
 from loomgate.gateway.telemetry import Metrics
 from loomgate.http import admin, query
 from loomgate.http.auth import Auth, check_content_type

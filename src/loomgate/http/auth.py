@@ -19,8 +19,8 @@ from loomgate import clock
 from loomgate.errors import ApiError, bad_request
 from loomgate.http.naming import NOTHING, PREFIX, naming_of
 from loomgate.http.refusal import shortened
-from loomgate.wire.policy import Naming
 from loomgate.settings.provider_data import masked
+from loomgate.wire.policy import Naming
 
 if TYPE_CHECKING:
     from loomgate.store import Store

@@ -42,9 +42,7 @@ _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
 )
 _PROXY = "/v1/proxy/"
 _MANY_METHODS = frozenset({"models", "files", "batches", "fine_tuning", "responses", "realtime", "proxy"})
-_NAMES = frozenset(
-    {b"x-portkey-provider", b"x-portkey-virtual-key", b"x-portkey-config", b"x-portkey-custom-host"}
-)
+_NAMES = frozenset({b"x-portkey-provider", b"x-portkey-virtual-key", b"x-portkey-config", b"x-portkey-custom-host"})
 
 
 def names_upstream(headers: list[tuple[bytes, bytes]]) -> bool:

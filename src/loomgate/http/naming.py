@@ -1,7 +1,7 @@
 """What the headers of a request say about its way to a model (GATEWAY sections 2 and 3): a `Naming`. Pure.
 
-What must live here: header names, and the refusal of values that cannot be read. What must not: who is calling (``auth``),
-or whether what is named exists (``gateway/``).
+What must live here: header names, and the refusal of values that cannot be read. What must not: who is calling
+(``auth``), or whether what is named exists (``gateway/``).
 """
 
 from collections.abc import Mapping
@@ -132,7 +132,7 @@ def _put(field: str) -> Any:
 
 def _config(found: dict[str, Any], text: str) -> None:
     """A JSON object, else the slug of a saved config (RH-04)."""
-    if text[:1] in "{[\"" or text in ("null", "true", "false"):
+    if text[:1] in '{["' or text in ("null", "true", "false"):
         found["inline"] = _decoded(text)
     else:
         found["config"] = text

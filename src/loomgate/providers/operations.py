@@ -1,11 +1,13 @@
 """temporary"""
 import msgspec
+
 from loomgate.providers.anthropic import Anthropic
 from loomgate.providers.bedrock import Bedrock
 from loomgate.providers.cohere import Cohere
+from loomgate.providers.dialect import Dialect, HttpCall
 from loomgate.providers.gemini import Gemini, VertexAI
 from loomgate.providers.openai import OpenAI
-from loomgate.providers.dialect import HttpCall, Target, Dialect
+
 _D: dict[str, Dialect] = {"anthropic": Anthropic(), "bedrock": Bedrock(), "cohere": Cohere(), "gemini": Gemini(), "openai": OpenAI(), "vertex-ai": VertexAI()}
 _encode = msgspec.json.Encoder().encode
 

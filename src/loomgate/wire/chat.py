@@ -247,9 +247,9 @@ class Upstream(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which way a run's model calls go, by reference: a plain secret is never stored with a run.
 
     ``default``: chosen by the model's name; ``provider``: a provider of ``loomgate.toml`` or the catalogue,
-    with the operator's key; ``virtual_key`` and ``config``: ``name`` is the slug; ``sealed``: ``credential`` is the id under
-    which all that the request said lies sealed in the store, and ``name`` is for people. ``trace_id`` and ``metadata`` are those of
-    the request that created the run (GATEWAY PRX-20).
+    with the operator's key; ``virtual_key`` and ``config``: ``name`` is the slug; ``sealed``: ``credential`` is the
+    id under which all that the request said lies sealed in the store, and ``name`` is for people. ``trace_id`` and
+    ``metadata`` are those of the request that created the run (GATEWAY PRX-20).
     """
 
     kind: Literal["default", "provider", "virtual_key", "config", "sealed"] = "default"

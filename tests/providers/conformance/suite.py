@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import msgspec
 import pytest
-
 from loomgate.gateway.chat import dialect_of
+
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Decoder, Dialect, HttpCall, Target
 from loomgate.wire.chat import (
