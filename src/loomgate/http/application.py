@@ -64,7 +64,7 @@ class Application:
         routes.append(Route("/readyz", _Health(self, ready=True)))
         routes.append(Route("/metrics", _Metrics(self)))
         nowhere = _Nowhere(_Endpoint(self, "openai", None), self._models)
-        routes.append(Route("/", _hello))
+        routes.append(Route("/", _Hello()))
         self._router = Router(routes, redirect_slashes=False, default=nowhere, lifespan=running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,9 +88,12 @@ def _by_path(rows: list[Row]) -> dict[str, dict[str, Handler]]:
     return found
 
 
-async def _hello(_scope: Scope, _receive: Receive, send: Send) -> None:
+class _Hello:
     """``GET /`` (GATEWAY RT-01): what Portkey's clients take for a sign of life."""
-    await _Reply(send).send(Answer(b"AI Gateway says hey!", headers=[(b"content-type", b"text/plain")]))
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await _Reply(send).send(Answer(b"AI Gateway says hey!", headers=[(b"content-type", b"text/plain")]))
 
 
 class _Nowhere:
