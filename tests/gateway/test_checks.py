@@ -101,6 +101,9 @@ def test_wrong_parameters_are_refused_by_name() -> None:
     assert "http or https" in refused("default.webhook", {"webhookURL": "ftp://example.com"})
     assert "http or https" in refused("default.log", {"logURL": "not a url"})
     assert "line break" in refused("default.log", {"logURL": "http://a.example", "headers": {"a": "b\r\nc: d"}})
+    assert "line break" in refused("default.log", {"logURL": "http://a.example", "headers": '{"a b": "c"}'})
+    for name in ("Content-Length", "transfer-encoding", "Host"):
+        assert "not yours" in refused("default.webhook", {"webhookURL": "http://a.example", "headers": {name: "5"}})
     assert "such as '1d'" in refused("default.jwt", {"jwksUri": "http://a.example", "maxTokenAge": "soon"}, "input")
     assert "$.algorithms" in refused("default.jwt", {"jwksUri": "http://a.example", "algorithms": ["HS256"]}, "input")
     assert "both allowedTypes and blockedTypes" in refused(

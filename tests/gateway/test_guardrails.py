@@ -479,6 +479,7 @@ async def test_a_webhook_and_a_pattern_change_one_after_the_other(calling: Guard
         item = {"regexReplace": {"rule": r"\d"}, "webhook": {"webhookURL": site.url + "/"}}
         outcome = await calling.run(on_input(item, {"regexReplace": {"rule": "2", "redactText": "two"}}), asked("9"))
         assert site.seen[0].json["request"]["text"] == "[REDACTED]"
+        assert site.seen[0].json["request"]["isTransformed"]
         assert outcome.fields["messages"][0]["content"] == "1two"
 
 
@@ -490,6 +491,16 @@ async def test_checks_that_ask_others_do_so_together(calling: Guards) -> None:
         await until(lambda: len(site.seen) == 3)
         task.cancel()
         await asyncio.wait([task])
+
+
+def test_what_may_deny_or_change_an_answer_holds_its_stream() -> None:
+    items = [
+        {"notNull": {}},
+        {"notNull": {}, "deny": True},
+        {"regexReplace": {"rule": "x"}},
+        {"regexReplace": {"rule": "x"}, "async": True},
+    ]
+    assert [guard.holds for guard in compile_guardrails(items, [], "output")] == [False, True, True, False]
 
 
 async def test_without_guardrails_nothing_is_touched(guards: Guards) -> None:

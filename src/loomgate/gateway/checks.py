@@ -508,7 +508,7 @@ def _add_prefix(wanted: AddPrefix) -> Run:
 
     def run(subject: Subject, _: Door) -> Finding:
         fields = _prefixed(subject, wanted)
-        changed = None if fields is None else msgspec.structs.replace(subject, fields=fields)
+        changed = None if fields is None else subject.with_body(fields)
         return Finding(True, {**told, "requestType": subject.request_type}, changed=changed)
 
     return run

@@ -95,6 +95,11 @@ class Guardrail(msgspec.Struct, frozen=True, kw_only=True):
         return not self.background and any(check.changes for check in self.checks)
 
     @property
+    def holds(self) -> bool:
+        """Whether a stream has to be held back for it, since it may deny or change what would be sent already."""
+        return not self.background and (self.deny or self.changes)
+
+    @property
     def waits(self) -> bool:
         """Whether it asks another server."""
         return any(check.waits for check in self.checks)

@@ -36,6 +36,12 @@ _REDIRECTS = 3
 _URL = re.compile(r"https?://\S+")
 _LONGEST_KEYS = 512 * 1024
 _KEY_SETS = 100
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+# What frames the request is ours: a wrong length would make the next answer on that connection somebody else's.
+_NOT_THEIRS = frozenset(
+    "connection content-length content-type expect host keep-alive te trailer transfer-encoding upgrade".split()
+)
+_LOG_ANSWER = 4096  # bytes read of it, so that the connection can be used again
 _LOOK_AGAIN = 30.0  # seconds before a set of keys is fetched again for a key that it does not have
 
 Milliseconds = Annotated[int, Meta(ge=1, le=60_000)]
@@ -86,8 +92,11 @@ def _headers(given: dict[str, str] | str) -> dict[str, str]:
             given = msgspec.json.decode(given, type=dict[str, str]) if given.strip() else {}
         except msgspec.DecodeError as error:
             raise ValueError(f"headers: {error}") from None
-    if any(char in name + value for name, value in given.items() for char in "\r\n\0") or "" in given:
-        raise ValueError("headers: a name or value has a line break, or a name is empty")
+    for name, value in given.items():
+        if not _HEADER.fullmatch(name) or any(char in value for char in "\r\n\0"):
+            raise ValueError(f"headers: {name[:50]!r} is not the name of a header, or its value has a line break")
+        if name.lower() in _NOT_THEIRS:
+            raise ValueError(f"headers: {name!r} is not yours to set")
     return {"Content-Type": "application/json", **given}
 
 
@@ -101,13 +110,13 @@ def told_of(subject: Subject) -> bytes:
                 "json": subject.fields,
                 "text": asked.text,
                 "isStreamingRequest": subject.fields.get("stream") is True,
-                "isTransformed": False,
+                "isTransformed": subject.transformed and not output,
             },
             "response": {
                 "json": subject.answer if output else {},
                 "text": subject.text if output else "",
                 "statusCode": 200 if output else None,
-                "isTransformed": False,
+                "isTransformed": subject.transformed and output,
             },
             "provider": subject.provider,
             "requestType": subject.request_type,
@@ -149,9 +158,7 @@ def _transformed(subject: Subject, both: _Both | None) -> Subject | None:
     mine = both.request if subject.side == "input" else both.response
     if mine is None or mine.json is None:
         return None
-    if subject.side == "input":
-        return msgspec.structs.replace(subject, fields=mine.json)
-    return msgspec.structs.replace(subject, answer=mine.json)
+    return subject.with_body(mine.json)
 
 
 def prepare_log(wanted: Log) -> Run:
@@ -160,7 +167,7 @@ def prepare_log(wanted: Log) -> Run:
 
     async def run(subject: Subject, door: Door) -> Finding:
         try:
-            status, _, _ = await door.call("POST", url, headers, told_of(subject), wanted.timeout / 1000, 0)
+            status, _, _ = await door.call("POST", url, headers, told_of(subject), wanted.timeout / 1000, _LOG_ANSWER)
         except ProviderError as error:
             return unreachable(error, url)
         if not 200 <= status < 300:

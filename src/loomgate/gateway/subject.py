@@ -20,7 +20,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
     ``fields`` is the body that goes to the provider, ``answer`` the whole answer in the client's format, for a stream
     what was gathered of it. ``headers`` are the client's, names in lower case. Nothing in here is ever changed: what
-    changes a body makes a new one.
+    changes a body makes a new one, of which ``transformed`` is true.
     """
 
     side: Side
@@ -31,6 +31,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     provider: str = ""
     model: str | None = None
     headers: Mapping[str, str] = {}
+    transformed: bool = False
 
     @property
     def request_type(self) -> str:
@@ -73,8 +74,14 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
             new = [item if part is None else _with_text(item, part) for item, part in zip(items, parts, strict=True)]
         if self.side == "output":
             assert self.answer is not None
-            return msgspec.structs.replace(self, answer=_with_output(self, self.answer, new))
-        return msgspec.structs.replace(self, fields=_with_input(self.fields, new))
+            return self.with_body(_with_output(self, self.answer, new))
+        return self.with_body(_with_input(self.fields, new))
+
+    def with_body(self, body: Body) -> "Subject":
+        """The same with ``body`` as its answer (output) or its fields (input)."""
+        if self.side == "output":
+            return msgspec.structs.replace(self, answer=body, transformed=True)
+        return msgspec.structs.replace(self, fields=body, transformed=True)
 
 
 def _text_of(item: Any) -> str | None:
