@@ -21,6 +21,7 @@ from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey
+from loomgate.gateway.saved import Saved, check_declared
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
 from loomgate.providers.catalogue import CATALOGUE
@@ -57,9 +58,11 @@ async def running(
     """Everything behind ``application``, started; stopped in turn on leaving.
 
     ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``);
-    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`.
+    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`, and `SettingError` for what the settings
+    declare in vain.
     """
     settings = application.settings
+    check_declared(settings)
     async with open_store(settings, exclusive=True) as store:
         gateway = Gateway(gateway_config(settings), resolve_secret=_resolver(settings, store))
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
@@ -134,23 +137,23 @@ def _aws_keys(provider: Provider) -> AwsKeys | None:
 
 def _resolver(settings: Settings, store: Store) -> Any:
     """What a virtual key or a sealed credential of a workspace stands for, for `Gateway`."""
+    saved = Saved(store, settings)
 
     async def resolve(upstream: Upstream, workspace: str) -> ResolvedKey | None:
         if upstream.kind == "sealed":
             secret = await store.credentials.get(workspace, upstream.credential or "")
             return None if secret is None else ResolvedKey(provider=upstream.name, api_key=secret)
-        declared = settings.virtual_keys.get(upstream.name)
-        if declared is not None and declared.workspace == workspace:
-            key, aws = declared.api_key, None
-            if not key and (provider := settings.providers.get(declared.provider)) is not None:
-                key, aws = provider.api_key, _aws_keys(provider)
-            return ResolvedKey(
-                provider=declared.provider, api_key=key.reveal() or None, base_url=declared.base_url or None, aws=aws
-            )
-        stored = await store.virtual_keys.get(workspace, upstream.name)
-        if stored is None:
+        found = await saved.virtual_key(workspace, upstream.name)
+        if found is None:
             return None
-        return ResolvedKey(provider=stored.provider, api_key=stored.secret, base_url=stored.base_url)
+        options = found.options
+        id, secret = options.get("aws_access_key_id"), options.get("aws_secret_access_key")
+        aws = None
+        if id and secret:
+            aws = AwsKeys(
+                access_key_id=id, secret_access_key=secret, session_token=options.get("aws_session_token") or None
+            )
+        return ResolvedKey(provider=found.provider, api_key=found.secret or None, base_url=found.base_url, aws=aws)
 
     return resolve
 

@@ -10,12 +10,14 @@ from typing import Any, cast
 
 import msgspec
 
+from loomgate.errors import ApiError, SettingError, bad_request
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.settings import DeclaredConfig, DeclaredGuardrail, Provider, Settings, VirtualKey
 from loomgate.store import Store
 from loomgate.store.accounts import About, Account, Opened, opened
 from loomgate.store.configs import Document
-from loomgate.wire.admin import provider_data
+from loomgate.wire.admin import Actions, BadData, Check, provider_data
+from loomgate.wire.policy import Config
 
 _NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -107,6 +109,40 @@ class Saved:
             return name in CATALOGUE or name in self.settings.providers
         slug = name[1:].partition("/")[0]  # AUTH-08
         return slug in self.settings.providers or await self.virtual_key(workspace, slug) is not None
+
+
+def decoded(config: dict[str, Any], where: str = "config") -> Config:
+    """``config`` as what it is. Raises a 400 `ApiError` that says what is wrong, and where in ``where``."""
+    try:
+        return msgspec.convert(config, Config)
+    except msgspec.ValidationError as error:
+        raise bad_request(f"Invalid '{where}': {error}.", where, "invalid_config") from None
+
+
+def check_declared(settings: Settings) -> None:
+    """Raises `SettingError` for a config, guardrail or provider data of the file that could never be used."""
+    for table, entries in (("providers", settings.providers), ("virtual_keys", settings.virtual_keys)):
+        for name, entry in entries.items():
+            try:
+                provider_data(entry.options.reveal())
+            except BadData as error:
+                raise SettingError(f"{table}.{name}.options.{error.path}", error.expected, "something else") from None
+    for slug, config in settings.configs.items():
+        try:
+            decoded(config.config.reveal())
+        except ApiError as error:
+            raise SettingError(f"configs.{slug}.config", "a routing config", error.message) from None
+    for slug, guardrail in settings.guardrails.items():
+        try:
+            msgspec.convert(guardrail.guardrail.reveal(), _Guardrail)
+        except msgspec.ValidationError as error:
+            raise SettingError(f"guardrails.{slug}.guardrail", "a guardrail", str(error)) from None
+
+
+class _Guardrail(Actions, frozen=True, kw_only=True):
+    """The long form of a guardrail (GATEWAY CFG-23), as the file has it."""
+
+    checks: list[Check]
 
 
 def targets(config: Mapping[str, Any], path: str = "config") -> Iterator[tuple[str, Mapping[str, Any]]]:
