@@ -227,7 +227,6 @@ def test_models_that_may_be_called(server: Server, admin: Client) -> None:
     assert (refused["param"], refused["code"]) == ("models[0].pricing_config", "unsupported_parameter")
 
 
-@pytest.mark.behaviour("GERR-10")
 def test_the_workspaces_share_of_an_integration(server: Server, admin: Client) -> None:
     slug = create(admin)["slug"]
     (own,) = admin.get(f"/integrations/{slug}/workspaces")["workspaces"]
