@@ -22,6 +22,9 @@ CLEAN = {key: value for key, value in os.environ.items() if not key.startswith((
 CLEAN["PYTHONPATH"] = str(Path(package.__path__[0]).parent)
 
 
+VERBS = ((), ("put",), ("list",), ("show",), ("versions",), ("restore",), ("delete",))
+
+
 def loomgate(folder: Path, *args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """One command, run in ``folder``; standard input is empty unless given."""
     return subprocess.run(
@@ -80,6 +83,11 @@ def test_the_version_loads_no_library(tmp_path: Path) -> None:
         ("virtual-keys", "create"),
         ("virtual-keys", "list"),
         ("virtual-keys", "delete"),
+        ("integrations",),
+        ("integrations", "create"),
+        ("integrations", "list"),
+        ("integrations", "delete"),
+        *((group, *verb) for group in ("configs", "guardrails") for verb in VERBS),
     ],
 )
 def test_every_command_has_help(tmp_path: Path, words: tuple[str, ...]) -> None:
@@ -95,7 +103,7 @@ def test_every_command_has_help(tmp_path: Path, words: tuple[str, ...]) -> None:
         (("weave",), "argument COMMAND: invalid choice: 'weave'"),
         (("keys",), "the following arguments are required: VERB (`loomgate keys --help` shows the usage)"),
         (("keys", "create"), "the following arguments are required: --name"),
-        (("virtual-keys", "create", "x"), "the following arguments are required: --provider"),
+        (("virtual-keys", "create", "x"), "one of the arguments --provider --integration is required"),
         (("virtual-keys", "create", "x", "--provider", "openai", "--api-key", "sk-1"), "unrecognized arguments"),
     ],
 )
@@ -338,6 +346,78 @@ def test_virtual_keys_are_made_shown_and_deleted(tmp_path: Path) -> None:
     assert "groq" in failure(unknown, 2)
     for path in (tmp_path / "loomgate-data").iterdir():
         assert b"sk-hush" not in path.read_bytes()
+
+
+def test_an_admin_key_says_so(tmp_path: Path) -> None:
+    made = loomgate(tmp_path, "keys", "create", "--name", "boss", "--role", "admin")
+    assert "role admin" in made.stderr
+    assert re.search(r" boss +admin ", loomgate(tmp_path, "keys", "list").stdout)
+    assert "invalid choice: 'root'" in failure(loomgate(tmp_path, "keys", "create", "--name", "x", "--role", "root"), 2)
+
+
+def test_integrations_lend_their_key_to_virtual_keys(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"aws_access_key_id": "AKIA-hush", "aws_secret_access_key": "hush-secret"}')
+    create = ("integrations", "create", "aws", "--provider", "bedrock", "--options-file", "data.json")
+    assert loomgate(tmp_path, *create, "--option", "aws_region=eu-west-1").returncode == 0
+    assert "has an integration aws already" in failure(loomgate(tmp_path, *create), 1)
+    key = ("virtual-keys", "create", "team", "--integration")
+    assert "no integration nope" in failure(loomgate(tmp_path, *key, "nope"), 1)
+    assert "no key, address or provider data" in failure(loomgate(tmp_path, *key, "aws", "--option", "aws_region=x"), 2)
+    assert loomgate(tmp_path, *key, "aws").returncode == 0
+    shown = loomgate(tmp_path, "virtual-keys", "list").stdout
+    assert shown.splitlines()[1].split() == ["team", "default", "bedrock", "aws"]
+    assert "aws is used by the virtual keys team" in failure(loomgate(tmp_path, "integrations", "delete", "aws"), 1)
+    loomgate(tmp_path, "virtual-keys", "delete", "team")
+    assert loomgate(tmp_path, "integrations", "delete", "aws").returncode == 0
+    for option, words in (
+        ("aws_secret_access_key=x", "--options-file"),
+        ("aws_regio=x", "no such field"),
+        ("aws_region", "NAME=VALUE"),
+    ):
+        assert words in failure(loomgate(tmp_path, *create, "--option", option), 2)
+    for path in (tmp_path / "loomgate-data").iterdir():
+        assert b"hush" not in path.read_bytes()
+
+
+def test_configs_are_saved_shown_and_restored(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text('{"provider": "openai", "api_key": "sk-hush-0123456789abcd"}')
+    (tmp_path / "two.json").write_text('{"retry": {"attempts": 2}}')
+    first = loomgate(tmp_path, "configs", "put", "steady", "one.json", "--default", "--name", "Steady")
+    assert (first.returncode, first.stdout) == (0, "")
+    version = first.stderr.split()[-1]
+    assert loomgate(tmp_path, "configs", "put", "steady", "two.json").returncode == 0
+    shown = loomgate(tmp_path, "configs", "list").stdout.splitlines()
+    assert shown[1].split()[:4] == ["steady", "default", "Steady", "default"]
+    assert json.loads(loomgate(tmp_path, "configs", "show", "steady").stdout) == {"retry": {"attempts": 2}}
+    old = loomgate(tmp_path, "configs", "show", "steady", "--version", version).stdout
+    assert json.loads(old) == {"provider": "openai", "api_key": "sk-…abcd"}
+    versions = loomgate(tmp_path, "configs", "versions", "steady").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in versions][1] == version
+    assert loomgate(tmp_path, "configs", "restore", "steady", version).returncode == 0
+    assert json.loads(loomgate(tmp_path, "configs", "show", "steady").stdout)["provider"] == "openai"
+    assert len(loomgate(tmp_path, "configs", "versions", "steady").stdout.splitlines()) == 4
+    assert loomgate(tmp_path, "configs", "delete", "steady").returncode == 0
+    for words in (("show", "steady"), ("versions", "steady"), ("restore", "steady", "x"), ("delete", "steady")):
+        assert "no config steady in workspace default" in failure(loomgate(tmp_path, "configs", *words), 1)
+    for path in (tmp_path / "loomgate-data").iterdir():
+        assert b"sk-hush" not in path.read_bytes()
+
+
+def test_what_is_no_config_or_guardrail_is_not_saved(tmp_path: Path) -> None:
+    for text, words, code in (
+        ('{"retry": {}}', "attempts", 1),
+        ('{"virtual_key": "nope"}', "config.virtual_key: 'nope' is not a virtual key", 1),
+        ("[]", "an object in JSON", 2),
+        ("{", "an object in JSON", 2),
+    ):
+        done = loomgate(tmp_path, "configs", "put", "x", "-", stdin=text)
+        assert words in failure(done, code)
+    assert "a file that can be read" in failure(loomgate(tmp_path, "configs", "put", "x", "gone.json"), 2)
+    for text, words, code in (('{"deny": true}', "checks", 2), ('{"checks": []}', "at least one check", 1)):
+        assert words in failure(loomgate(tmp_path, "guardrails", "put", "x", "-", stdin=text), code)
+    body = '{"checks": [{"id": "default.contains", "parameters": {"words": ["x"], "operator": "none"}}], "deny": true}'
+    assert loomgate(tmp_path, "guardrails", "put", "polite", "-", stdin=body).returncode == 0
+    assert json.loads(loomgate(tmp_path, "guardrails", "show", "polite").stdout)["id"] == "polite"
 
 
 def test_migrate_says_from_where_to_where(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from loomgate.gateway.limits import Limits
 from loomgate.gateway.lookup import Lookup
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
-from loomgate.gateway.saved import Saved
+from loomgate.gateway.saved import Saved, check_declared
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
@@ -65,9 +65,11 @@ async def running(
     """Everything behind ``application``, started; stopped in turn on leaving.
 
     ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``);
-    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`.
+    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`, and `SettingError` for what the settings
+    declare in vain.
     """
     settings = application.settings
+    check_declared(settings)
     async with open_store(settings, exclusive=True) as store:
         limits, metrics, spans = Limits(), Metrics(), spans_from()
         lookup = Lookup(Saved(store, settings))

@@ -13,6 +13,7 @@ import msgspec
 from loomgate.errors import ApiError, SettingError, bad_request
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.settings import DeclaredConfig, DeclaredGuardrail, Provider, Settings, VirtualKey
+from loomgate.settings.provider_data import masked_path
 from loomgate.store import Store
 from loomgate.store.accounts import About, Account, Opened, opened
 from loomgate.store.configs import Document
@@ -86,6 +87,16 @@ class Saved:
                 found[slug] = declared_guardrail(declared).body
         return found
 
+    async def check_config(self, workspace: str, config: dict[str, Any], where: str = "config") -> None:
+        """Raises a 400 `ApiError` for a config that is none, that names what does not exist in ``workspace``, or that
+        has a mask where a secret belongs."""
+        decoded(config, where)
+        if (path := masked_path(config, where)) is not None:
+            raise still_masked(path)
+        unknown = await self.unknown_names(workspace, config)
+        if unknown:
+            raise bad_request(f"Invalid '{where}': {unknown[0]}.", unknown[0].partition(":")[0], "invalid_config")
+
     async def unknown_names(self, workspace: str, config: Mapping[str, Any]) -> list[str]:
         """What ``config`` (checked already) names that does not exist: one line each, with the path of the target."""
         found: list[str] = []
@@ -119,6 +130,32 @@ def decoded(config: dict[str, Any], where: str = "config") -> Config:
         raise bad_request(f"Invalid '{where}': {error}.", where, "invalid_config") from None
 
 
+def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> dict[str, Any]:
+    """A guardrail as configs have it inline in its long form (GATEWAY CFG-23)."""
+    return {
+        "id": slug,
+        "checks": [{"id": check.id, **msgspec.to_builtins(check)} for check in checks],
+        **msgspec.to_builtins(actions),
+    }
+
+
+def check_guardrail(body: dict[str, Any]) -> None:
+    """Raises a 400 `ApiError` for a guardrail that cannot be saved."""
+    if not body["checks"]:
+        raise bad_request("Invalid 'checks': expected at least one check.", "checks", "invalid_value")
+    if (path := masked_path(body)) is not None:
+        raise still_masked(path)
+
+
+def still_masked(path: str) -> ApiError:
+    """A 400: what was read was masked, and came back where it does not stand for a secret that is known."""
+    return bad_request(
+        f"Invalid '{path}': this is the mask that answers show in place of a secret. Expected the secret itself.",
+        path,
+        "invalid_value",
+    )
+
+
 def check_declared(settings: Settings) -> None:
     """Raises `SettingError` for a config, guardrail or provider data of the file that could never be used."""
     for table, entries in (("providers", settings.providers), ("virtual_keys", settings.virtual_keys)):
@@ -134,12 +171,12 @@ def check_declared(settings: Settings) -> None:
             raise SettingError(f"configs.{slug}.config", "a routing config", error.message) from None
     for slug, guardrail in settings.guardrails.items():
         try:
-            msgspec.convert(guardrail.guardrail.reveal(), _Guardrail)
+            msgspec.convert(guardrail.guardrail.reveal(), Guardrail)
         except msgspec.ValidationError as error:
             raise SettingError(f"guardrails.{slug}.guardrail", "a guardrail", str(error)) from None
 
 
-class _Guardrail(Actions, frozen=True, kw_only=True):
+class Guardrail(Actions, frozen=True, kw_only=True):
     """The long form of a guardrail (GATEWAY CFG-23), as the file has it."""
 
     checks: list[Check]

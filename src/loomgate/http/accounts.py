@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from loomgate import clock
 from loomgate.errors import ApiError, SettingError, bad_request
-from loomgate.gateway.saved import declared_key, stable_id
+from loomgate.gateway.saved import declared_key, stable_id, still_masked
 from loomgate.http import admin
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
@@ -65,15 +65,6 @@ def check_data(call: Call, data: Data, at: str = "") -> None:
             check_url(param, found.base_url, call.settings)
         except SettingError as error:
             raise bad_request(f"Invalid '{param}': expected {error.expected}.", param, "invalid_value") from None
-
-
-def still_masked(path: str) -> ApiError:
-    """A 400: what was read was masked, and came back where it does not stand for a secret that is known."""
-    return bad_request(
-        f"Invalid '{path}': this is the mask that answers show in place of a secret. Expected the secret itself.",
-        path,
-        "invalid_value",
-    )
 
 
 def check_secret(provider: str, key: str, data: Data, param: str = "key") -> None:

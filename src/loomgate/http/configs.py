@@ -6,15 +6,13 @@ import msgspec
 from msgspec import UNSET
 
 from loomgate.errors import bad_request
-from loomgate.gateway.saved import Saved, declared_config, declared_guardrail
-from loomgate.http import admin, refusal
-from loomgate.http.accounts import still_masked
+from loomgate.gateway.saved import check_guardrail, declared_config, declared_guardrail, guardrail_body
+from loomgate.http import admin
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
-from loomgate.settings.provider_data import hidden, masked_path, unhidden
+from loomgate.settings.provider_data import hidden, unhidden
 from loomgate.store.configs import Document
 from loomgate.wire.admin import Actions, Check, CreateConfig, CreateGuardrail, UpdateConfig, UpdateGuardrail
-from loomgate.wire.policy import Config
 
 Data = dict[str, Any]
 
@@ -44,32 +42,6 @@ def _row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
 
 def _config_row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
     return {**_row(call, document, declared=declared), "is_default": int(document.is_default), "object": "config"}
-
-
-# --- configs: checks, which the command line shares ------------------------------------------------------------------
-
-
-async def check_config(saved: Saved, workspace: str, config: Data, param: str = "config") -> None:
-    """Raises a 400 `ApiError` for a config that is none, or that names what does not exist in ``workspace``."""
-    check_shape(config, param)
-    if (path := masked_path(config, param)) is not None:
-        raise still_masked(path)
-    unknown = await saved.unknown_names(workspace, config)
-    if unknown:
-        raise bad_request(f"Invalid '{param}': {unknown[0]}.", unknown[0].partition(":")[0], "invalid_value")
-
-
-def check_shape(config: Data, param: str = "config") -> None:
-    """Raises a 400 `ApiError` for what is not a config."""
-    try:
-        msgspec.convert(config, Config)
-    except msgspec.ValidationError as error:
-        found = refusal.find(Config, config)
-        where = found.param if found is not None and found.param else ""
-        message = found.message if found is not None else f"{error}."
-        raise bad_request(
-            f"Invalid '{param}': {message}", f"{param}.{where}" if where else param, "invalid_config"
-        ) from None
 
 
 # --- configs: handlers -----------------------------------------------------------------------------------------------
@@ -109,7 +81,7 @@ async def create_config(call: Call) -> Answer:
     """``POST /configs``."""
     request = decode(call.body, CreateConfig)
     admin.check_workspace(call, request.workspace_id)
-    await check_config(admin.saved(call), call.workspace, request.config)
+    await admin.saved(call).check_config(call.workspace, request.config)
     slug = request.slug or admin.new_slug(request.name, "pc-", 6)
     if slug in _declared_configs(call):
         raise admin.taken("a config of the settings file", slug)
@@ -156,7 +128,7 @@ async def update_config(call: Call) -> Answer:
     given = request.config
     if given is not UNSET:
         given = cast(Data, unhidden(given, document.body))
-        await check_config(admin.saved(call), call.workspace, given)
+        await admin.saved(call).check_config(call.workspace, given)
     default = _is_default(request.isDefault, request.is_default)
     name, status = request.name, request.status
 
@@ -207,15 +179,6 @@ async def page_versions(call: Call) -> Answer:
 
 
 # --- guardrails ------------------------------------------------------------------------------------------------------
-
-
-def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> Data:
-    """A guardrail as configs have it inline in its long form (GATEWAY CFG-23)."""
-    return {
-        "id": slug,
-        "checks": [{"id": check.id, **cast(Data, msgspec.to_builtins(check))} for check in checks],
-        **cast(Data, msgspec.to_builtins(actions)),
-    }
 
 
 def _parts(body: Data) -> tuple[list[Data], Data]:
@@ -301,12 +264,6 @@ def _check_organisation(given: str | None) -> None:
             "organisation_id",
             "invalid_value",
         )
-
-
-def check_guardrail(body: Data) -> None:
-    """Raises a 400 `ApiError` for a guardrail that cannot be saved."""
-    if (path := masked_path(body)) is not None:
-        raise still_masked(path)
 
 
 async def get_guardrail(call: Call) -> Answer:

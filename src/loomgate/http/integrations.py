@@ -11,9 +11,9 @@ from msgspec import UNSET
 
 from loomgate import clock
 from loomgate.errors import bad_request
-from loomgate.gateway.saved import declared_integration
+from loomgate.gateway.saved import declared_integration, still_masked
 from loomgate.http import admin, query
-from loomgate.http.accounts import add, check_data, check_secret, known_provider, still_masked
+from loomgate.http.accounts import add, check_data, check_secret, known_provider
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of

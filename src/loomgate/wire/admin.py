@@ -246,7 +246,7 @@ class CreateGuardrail(_Body, frozen=True):
     """``POST /guardrails``."""
 
     name: DisplayName
-    checks: Annotated[list[Check], Meta(min_length=1)]
+    checks: list[Check]
     actions: Actions
     slug: Slug | None = None
     workspace_id: str | None = None
@@ -257,7 +257,7 @@ class UpdateGuardrail(_Body, frozen=True):
     """``PUT /guardrails/{id}``; what is not given stays."""
 
     name: DisplayName | UnsetType = UNSET
-    checks: Annotated[list[Check], Meta(min_length=1)] | UnsetType = UNSET
+    checks: list[Check] | UnsetType = UNSET
     actions: Actions | UnsetType = UNSET
 
 

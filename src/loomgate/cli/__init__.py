@@ -1,0 +1,178 @@
+"""The command line, thin: parse, load the settings, call one room, print its answer or one line of error.
+
+What must live here: the words of the commands, exit codes, what is asked and printed. What must not: decisions that
+a room behind a command makes. Every command imports its room when it runs, so that ``--version`` and ``--help`` are
+quick and a broken extra does not stop ``doctor``.
+
+Results go to standard output and everything said about them to standard error, so that
+``KEY=$(loomgate keys create --name ci)`` holds the key alone. Exit codes: 0 done, 1 failed, 2 wrong settings or usage.
+"""
+
+import argparse
+import errno
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loomgate import __version__
+from loomgate.cli import stored
+from loomgate.cli.talk import SETTING_OPTIONS, Command, Parser, day, fail, in_loop, load, say, table
+from loomgate.errors import LoomgateError, SettingError
+
+if TYPE_CHECKING:
+    from loomgate.settings import Settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; ``argv`` without the program's name, by default the process's own."""
+    options = _parser().parse_args(argv)
+    command: Command = options.command
+    try:
+        return command(options)
+    except SettingError as error:
+        return fail(str(error), 2)
+    except LoomgateError as error:
+        return fail(str(error), 1)
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Standard output is pointed away, or the interpreter complains at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # Nothing that is imported becomes garbage: looking for some costs a fifth of the start. `app.serve` turns it on.
+    gc.disable()
+    settings = load(options)
+    from loomgate import app
+
+    try:
+        return app.serve(settings)
+    except OSError as error:
+        where = f"port {settings.port} of {settings.host}"
+        match error.errno:
+            case errno.EADDRINUSE:
+                return fail(f"{where} is taken: stop what listens there, or choose another with --port", 1)
+            case errno.EACCES:
+                return fail(f"{where} is not allowed for this user: choose a port above 1023 with --port", 1)
+            case errno.EADDRNOTAVAIL:
+                return fail(f"{where} is not an address of this machine: choose another with --host", 1)
+            case _:
+                raise
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    settings = load(options)
+    from loomgate import store
+
+    before, after = store.migrate(settings)
+    print(f"already at {after}" if before == after else f"{before or 'no database'} -> {after}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from loomgate import doctor
+
+    given = {name: getattr(options, name) for name in SETTING_OPTIONS}
+    return doctor.run(given, options.config, offline=options.offline)
+
+
+def _keys_create(options: argparse.Namespace) -> int:
+    from loomgate.settings import check_name
+
+    check_name("--workspace", options.workspace)
+
+    async def create(settings: "Settings") -> int:
+        from loomgate.store import open_store
+
+        async with open_store(settings) as store:
+            key = await store.keys.create(workspace=options.workspace, name=options.name, role=options.role)
+        say(f"{key.id} for workspace {key.workspace}, role {key.role}. This is the only time the key is shown:")
+        print(key.secret)
+        return 0
+
+    return in_loop(create, load(options))
+
+
+def _keys_list(options: argparse.Namespace) -> int:
+    async def show(settings: "Settings") -> int:
+        from loomgate.store import open_store
+
+        async with open_store(settings) as store:
+            rows = await store.keys.list()
+        table(
+            ("id", "workspace", "name", "role", "key", "created", "revoked"),
+            [
+                (row.id, row.workspace, row.name, row.role, row.hint, day(row.created_at), day(row.revoked_at))
+                for row in rows
+            ],
+            "no API keys: the server answers on the loopback address only; `loomgate keys create` makes one",
+        )
+        return 0
+
+    return in_loop(show, load(options))
+
+
+def _keys_revoke(options: argparse.Namespace) -> int:
+    async def revoke(settings: "Settings") -> int:
+        from loomgate.store import open_store
+
+        async with open_store(settings) as store:
+            if not await store.keys.revoke(options.id):
+                return fail(f"no API key {options.id} that could be revoked; `loomgate keys list` shows them", 1)
+        say(f"revoked {options.id}")
+        return 0
+
+    return in_loop(revoke, load(options))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = Parser(prog="loomgate", description="OpenAI's Assistants API v2 on any model, on your own machine.")
+    top.add_argument("--version", action="version", version=f"loomgate {__version__}")
+
+    place = Parser(add_help=False)
+    place.add_argument("--config", type=Path, metavar="FILE", help="settings file (default: ./loomgate.toml)")
+    place.add_argument("--data", metavar="FOLDER", help="folder for the database and the seal key")
+    place.add_argument("--database-url", metavar="URL", help="sqlite:/// and a path")
+    address = Parser(add_help=False)
+    address.add_argument("--host", metavar="ADDRESS", help="address to listen on")
+    address.add_argument("--port", metavar="N", help="port to listen on; 0: any free one")
+
+    words = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def word(make: Callable[..., Parser], name: str, help: str, run: Command, *parents: Parser) -> Parser:
+        made = make(name, help=help, description=help, parents=[place, *parents])
+        made.set_defaults(command=run)
+        return made
+
+    word(words.add_parser, "serve", "Run the server until it is told to stop.", _serve, address)
+    word(words.add_parser, "migrate", "Bring the database to this version's form.", _migrate)
+    doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
+    doctor.add_argument("--offline", action="store_true", help="do not call the providers")
+
+    keys = words.add_parser("keys", help="API keys of clients: create, list, revoke")
+    verbs = keys.add_subparsers(required=True, metavar="VERB")
+    create = word(verbs.add_parser, "create", "Make an API key and print it, this once.", _keys_create)
+    create.add_argument("--workspace", default="default", metavar="W", help="whose objects it sees (default: default)")
+    create.add_argument("--name", required=True, metavar="N", help="what it is for")
+    create.add_argument(
+        "--role", choices=("user", "admin"), default="user", help="admin: may also use the admin routes (default: user)"
+    )
+    word(verbs.add_parser, "list", "Show the API keys, without their secrets.", _keys_list)
+    revoke = word(verbs.add_parser, "revoke", "Refuse an API key from now on.", _keys_revoke)
+    revoke.add_argument("id", metavar="ID", help="as `keys list` shows it")
+
+    stored.add_words(words.add_parser, place)
+    return top
