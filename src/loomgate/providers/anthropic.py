@@ -16,7 +16,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers import models
 from loomgate.providers.anthropic_answer import ANSWER_TOOL, MessageDecoder, failure
 from loomgate.providers.dialect import HttpCall, Target
-from loomgate.providers.parts import decoded_text, document, own_words, refused, split_url
+from loomgate.providers.parts import decoded_text, document, encoded, own_words, refused, split_url
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -37,7 +37,6 @@ _MAX_TOKENS = 4096
 _FILLER: dict[str, Any] = {"type": "text", "text": "Continue."}
 _JSON_OBJECT = "Answer with one JSON object and nothing else: no text around it, no code fence."
 
-_encode = msgspec.json.Encoder().encode
 
 # --- the request: messages -----------------------------------------------------------------------------------------
 
@@ -104,7 +103,7 @@ def _id(id: str) -> str:
 
 def _input(call: ToolCall) -> dict[str, Any]:
     """A call's arguments as the object that the endpoint wants; what is none is shown as the text it is."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         found = msgspec.json.decode(call.arguments or "{}")
         if isinstance(found, dict):
             return cast(dict[str, Any], found)
@@ -340,6 +339,12 @@ def _body(call: Chat) -> dict[str, Any]:
     return body
 
 
+def _without(body: dict[str, Any], drop: frozenset[str]) -> dict[str, Any]:
+    for name in drop - _NEVER_DROPPED - {"max_tokens"}:
+        body.pop(name, None)
+    return body
+
+
 _DROPPED: dict[str, Any] = {**dict.fromkeys(Chat.__struct_fields__), "tools": [], "stop": []}
 _NEVER_DROPPED = frozenset("model messages stream vendor_tools extra lenient".split())
 
@@ -357,9 +362,6 @@ class Anthropic:
             if "tool_choice" in ours and call.tool_choice == "none":
                 ours["tools"] = []  # the only way left to say it
             call = msgspec.structs.replace(call, **ours)
-        body = _body(call)
-        for name in drop - _NEVER_DROPPED - {"max_tokens"}:
-            body.pop(name, None)
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if call.stream else "application/json",
@@ -367,7 +369,7 @@ class Anthropic:
         }
         if target.api_key:
             headers["x-api-key"] = target.api_key
-        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
+        return HttpCall(target.url, {**headers, **target.headers}, encoded(lambda: _without(_body(call), drop)))
 
     def decoder(self) -> MessageDecoder:
         """A fresh decoder for one answer."""

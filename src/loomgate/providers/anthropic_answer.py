@@ -169,7 +169,7 @@ class MessageDecoder(EventDecoder):
         """The chunks of one event, or of a whole message. Raises `ProviderError`: its error, or ``malformed``."""
         try:
             event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             said = f"The endpoint sent something that is not a part of a message: {error}"
             raise ProviderError("malformed", said) from None
         if event.type == "error":

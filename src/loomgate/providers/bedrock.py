@@ -17,7 +17,7 @@ import msgspec
 from loomgate.errors import ProviderError
 from loomgate.providers.bedrock_answer import AnswerDecoder, failure
 from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.parts import document, own_words, refused
+from loomgate.providers.parts import document, encoded, own_words, refused
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -127,7 +127,7 @@ def _document(file: File) -> dict[str, Any]:
 
 def _input(arguments: str) -> Any:
     """Arguments as Converse wants them: an object. What the model wrote wrongly is handed back to it under a name."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         if isinstance(msgspec.json.decode(arguments or "{}"), dict):
             return msgspec.Raw((arguments or "{}").encode())  # not decoded: numbers stay as they were written
     return {"arguments": arguments}
@@ -282,7 +282,7 @@ class Bedrock:
         headers = {"Content-Type": "application/json", "Accept": accept}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(url, {**headers, **target.headers}, _encode(_body(undropped(call, target))))
+        return HttpCall(url, {**headers, **target.headers}, encoded(lambda: _body(undropped(call, target))))
 
     def decoder(self) -> AnswerDecoder:
         """A fresh decoder for one answer."""

@@ -198,7 +198,7 @@ class AnswerDecoder:
         """The chunks of a whole answer (Converse)."""
         try:
             answer = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent an answer that cannot be read: {error}") from None
         if answer.output is None or answer.output.message is None or answer.stop_reason is None:
             raise ProviderError("malformed", "The endpoint sent an answer without a message or a stop reason.")
@@ -224,7 +224,7 @@ class AnswerDecoder:
             raise _failed(str(code), str(said))
         try:
             event = _decode(frame.payload or b"{}")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent an event that cannot be read: {error}") from None
         if kind == "exception":
             raise _failed(str(frame.headers.get(":exception-type", "")), event.message or "")

@@ -14,7 +14,7 @@ from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.providers.parts import own_words, refused, spoken, texts_only
+from loomgate.providers.parts import encoded, own_words, refused, spoken, texts_only
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -34,8 +34,6 @@ from loomgate.wire.chat import (
 from loomgate.wire.ids import new_id
 
 # --- the request ---------------------------------------------------------------------------------------------------
-
-_encode = msgspec.json.Encoder().encode
 
 
 def _text(content: str | list[ContentPart] | None) -> str:
@@ -157,7 +155,7 @@ class Cohere:
         headers = {"Content-Type": "application/json", "Accept": accept}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(url, {**headers, **target.headers}, _encode(_body(undropped(call, target))))
+        return HttpCall(url, {**headers, **target.headers}, encoded(lambda: _body(undropped(call, target))))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""
@@ -268,7 +266,7 @@ class AnswerDecoder(EventDecoder):
             return
         try:
             event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent an event that cannot be read: {error}") from None
         self.id = event.id or self.id
         if event.type is None:

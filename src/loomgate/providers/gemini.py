@@ -19,7 +19,7 @@ from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.gemini_answer import AnswerDecoder, failure
 from loomgate.providers.gemini_schema import google_schema
-from loomgate.providers.parts import document, effort, named_type, own_words, spoken, texts_only
+from loomgate.providers.parts import document, effort, encoded, named_type, own_words, spoken, texts_only
 from loomgate.wire.chat import (
     AudioPart,
     Chat,
@@ -37,7 +37,6 @@ Json = dict[str, Any]
 
 # --- the request ---------------------------------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 
 # From Gemini 3 on, the first function call of a turn must carry the signature of the thought that led to it, or the
 # request is refused. Ours do not outlive their answer, and history may come from another vendor: for calls without
@@ -152,7 +151,7 @@ def _arguments(text: str) -> Json:
     """The arguments as the object that the format wants; what is none is kept as text, so that the model sees it."""
     try:
         found = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         found = text
     return cast(Json, found) if isinstance(found, dict) else {"arguments": found}
 
@@ -282,10 +281,9 @@ class Gemini:
         """The request for ``call``. Raises `ProviderError` ``invalid`` for what Gemini cannot be told, and
         ``model_not_found`` for a name that is not a model's."""
         url, headers = self._addressed(call.model, target)
-        body = _body(_without(call, target))
         verb = "streamGenerateContent?alt=sse" if call.stream else "generateContent"
         headers.setdefault("Accept", "text/event-stream" if call.stream else "application/json")
-        return HttpCall(f"{url}:{verb}", headers, _encode(body))
+        return HttpCall(f"{url}:{verb}", headers, encoded(lambda: _body(_without(call, target))))
 
     def decoder(self) -> AnswerDecoder:
         """A fresh decoder for one answer."""

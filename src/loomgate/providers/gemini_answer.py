@@ -179,7 +179,7 @@ class AnswerDecoder(EventDecoder):
         """The chunks of one event. Raises `ProviderError`: its error, or ``malformed``."""
         try:
             found = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             said = f"The endpoint sent something that is not generated content: {error}"
             raise ProviderError("malformed", said) from None
         yield from self._read(found)

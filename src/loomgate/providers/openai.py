@@ -15,7 +15,7 @@ from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.providers.parts import document, effort, named_type, one_text, refused, spoken, texts_only
+from loomgate.providers.parts import document, effort, encoded, named_type, one_text, refused, spoken, texts_only
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -170,7 +170,7 @@ class OpenAI:
         headers = {"Content-Type": "application/json", "Accept": accept}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
+        return HttpCall(target.url, {**headers, **target.headers}, encoded(lambda: body))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""
@@ -337,7 +337,7 @@ class _Begun:
         """Whether the arguments so far are a JSON value of their own."""
         try:
             msgspec.json.decode("".join(self.arguments))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return False
         return True
 
@@ -369,7 +369,7 @@ class AnswerDecoder(EventDecoder):
     def _read(self, data: bytes, chunks: list[Chunk]) -> None:
         try:
             found = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
         if found.error is not None or found.object == "error":
             raise _error(msgspec.json.decode(data), None, None)

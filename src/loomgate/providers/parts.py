@@ -8,7 +8,7 @@ vendor's format.
 import base64
 import binascii
 import mimetypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -35,6 +35,17 @@ def refused(field: str, expected: str, found: str = "") -> ProviderError:
 _TUNING = frozenset(
     "store prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity stream_options".split()
 )
+
+
+def encoded(make: Callable[[], Any]) -> bytes:
+    """What ``make`` gives, as JSON. Raises `ProviderError` ``invalid`` for what is nested too deeply to walk."""
+    try:
+        return _encode(make())
+    except RecursionError:
+        raise refused("body", "JSON that is nested less deeply") from None
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 def one_text(call: Chat, vendor: str) -> None:

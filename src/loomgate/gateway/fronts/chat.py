@@ -213,7 +213,7 @@ def _asked(fields: Json) -> Chat:
         tools=[_tool(tool, index) for index, tool in tools if tool.get("type") == "function"],
         vendor_tools=[tool for _, tool in tools if tool.get("type") != "function"],
         tool_choice=NamedFunction(choice.function.name) if isinstance(choice, _NamedTool) else choice,
-        response_format=msgspec.to_builtins(body.response_format) if body.response_format else None,
+        response_format=fields["response_format"] if body.response_format else None,
         temperature=clamped(body.temperature, 0, 2),
         top_p=clamped(body.top_p, 0, 1),
         frequency_penalty=clamped(body.frequency_penalty, -2, 2),

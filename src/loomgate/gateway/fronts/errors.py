@@ -84,7 +84,7 @@ def _read(body: bytes, dialect: str) -> tuple[_Read | None, Any]:
     """What ``body`` says, and the body as JSON; what is no JSON becomes some (GATEWAY GERR-09)."""
     try:
         found: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = {"html-message": body[:_LONGEST].decode("utf-8", "replace")}
     first: Any = found
     if isinstance(found, list) and found:  # Google wraps it in a list
@@ -118,7 +118,7 @@ def unreadable_body(provider: str, upstream_body: bytes) -> Json:
     found: Any
     try:
         found = msgspec.json.decode(upstream_body[: _LONGEST * 4])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = {"html-message": upstream_body[:_LONGEST].decode("utf-8", "replace")}
     error = {"message": _said(provider, None, found), "type": None, "param": None, "code": None}
     return {"error": error, "provider": provider}

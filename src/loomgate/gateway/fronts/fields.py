@@ -30,6 +30,8 @@ def converted(fields: Any, type: type[T], within: str = "") -> T:
         return msgspec.convert(fields, type)
     except msgspec.ValidationError as error:
         raise _named(str(error), within) from None
+    except RecursionError:
+        raise bad_request("Invalid body: expected JSON that is nested less deeply.") from None
 
 
 def _named(said: str, within: str) -> ApiError:

@@ -63,7 +63,7 @@ def _input(text: str) -> Json:
     """A call's arguments as the object that the format wants; what is none is shown as the text it is."""
     try:
         found = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         found = None
     return cast(Json, found) if isinstance(found, dict) else {"arguments": text}
 
@@ -155,7 +155,7 @@ class MessageEncoder:
             return True
         try:
             msgspec.json.decode("".join(self._arguments))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):  # or nested deeper than anything that is meant
             return True
         return False
 
