@@ -15,14 +15,19 @@ from loomgate.wire.chat import Chat, Chunk
 
 
 class HttpCall(msgspec.Struct, frozen=True):
-    """A request ready to be sent: ``POST`` of ``body`` to ``url``. Never log ``headers``: they hold the key."""
+    """A request ready to be sent. Never log ``headers``: they hold the key.
+
+    ``public_only``: an address that is not of the public internet is refused when the connection is made.
+    """
 
     url: str
     headers: dict[str, str]
-    body: bytes
+    body: bytes = b""
+    method: str = "POST"
+    public_only: bool = False
 
     def __repr__(self) -> str:
-        return f"HttpCall(url={self.url!r}, body=<{len(self.body)} bytes>)"
+        return f"HttpCall({self.method} {self.url!r}, body=<{len(self.body)} bytes>)"
 
 
 class Auth(Protocol):
