@@ -148,15 +148,16 @@ class Reply:
             data, self._left = self._left, b""
             return data
         watch = self._watch
+        now = clock.now()
+        if now >= watch.end and not connection.over:  # a fast stream may never have to wait
+            watch.due = watch.end
+            raise watch.error()
         if not connection.parts:
-            watch.begin("idle", watch.timeouts.idle)
+            watch.begin("idle", watch.timeouts.idle, now)
             self._transport.watch(watch)
             while not (connection.parts or connection.over or connection.failure):
                 if not await connection.wait():
                     raise watch.error()
-        elif clock.now() >= watch.end:  # a fast stream never has to wait
-            watch.due = watch.end
-            raise watch.error()
         if connection.parts:
             self._got = True
             data = connection.take()
@@ -182,7 +183,7 @@ class _Inflate:
 
     def __init__(self, coding: bytes) -> None:
         self._gzip = coding != b"deflate"
-        self._stream = zlib.decompressobj(31 if self._gzip else 15)
+        self._stream = zlib.decompressobj(31)
         self._begun = False
         self._tail = b""  # not yet used
         self._full = False  # whether the last of it may stand for more
@@ -194,6 +195,13 @@ class _Inflate:
     def more(self) -> bytes:
         """Up to 256 KiB of what they stand for; ``b""`` when all of them are used."""
         while self._tail or self._full:
+            if not self._begun and not self._gzip:
+                if len(self._tail) < 2:
+                    break
+                # Many send deflate without the header that belongs there (RFC 1950 section 2.2).
+                header = self._tail[0] & 15 == 8 and int.from_bytes(self._tail[:2]) % 31 == 0
+                self._stream = zlib.decompressobj(15 if header else -15)
+            self._begun = True
             if self._stream.eof:
                 if not self._gzip or not self._tail.strip(b"\0"):
                     self._tail = b""  # padding
@@ -203,12 +211,7 @@ class _Inflate:
             try:
                 out = self._stream.decompress(data, _INFLATED)
             except zlib.error:
-                if self._gzip or self._begun:
-                    raise ProviderError("malformed", "The endpoint's compressed answer cannot be read.") from None
-                self._stream = zlib.decompressobj(-15)  # many send deflate without the zlib header
-                self._tail, self._begun = data, True
-                continue
-            self._begun = True
+                raise ProviderError("malformed", "The endpoint's compressed answer cannot be read.") from None
             self._full = len(out) >= _INFLATED and not self._stream.eof
             self._tail = self._stream.unconsumed_tail or self._stream.unused_data
             if out:
@@ -217,7 +220,7 @@ class _Inflate:
 
     def end(self) -> None:
         """Raises `ProviderError` ``cut`` when the compressed data is not complete."""
-        if self._begun and not self._stream.eof:
+        if (self._begun or self._tail) and not self._stream.eof:
             raise ProviderError("cut", "The connection to the endpoint broke within the answer.")
 
 
@@ -236,9 +239,9 @@ class _Watch:
         self._scope: asyncio.Timeout | None = None
         self._stopped = False
 
-    def begin(self, phase: str, seconds: float) -> None:
+    def begin(self, phase: str, seconds: float, now: float) -> None:
         self.phase = phase
-        self.due = min(clock.now() + seconds, self.end)
+        self.due = min(now + seconds, self.end)
 
     def scope(self) -> asyncio.Timeout:
         """Wraps what blocks before there is a connection. It has no timer of its own: `fire` ends it."""
@@ -314,7 +317,7 @@ class Transport:
                     connection = await self._dial(pool, origin, watch)
                 watch.connection = connection
                 if watch.phase != "first_byte":
-                    watch.begin("first_byte", timeouts.first_byte)
+                    watch.begin("first_byte", timeouts.first_byte, clock.now())
                 self.watch(watch)
                 connection.begin(head, body, bodiless=call.method == "HEAD")
                 while not (connection.status or connection.failure):
@@ -404,7 +407,7 @@ class Transport:
 
     async def _queue(self, pool: Pool, origin: Origin, watch: "_Watch") -> bool:
         """Wait for a slot; True when it is ours."""
-        watch.begin("connect", watch.timeouts.connect)
+        watch.begin("connect", watch.timeouts.connect, clock.now())
         self.watch(watch)
         try:
             async with watch.scope():
@@ -418,7 +421,7 @@ class Transport:
     async def _dial(self, pool: Pool, origin: Origin, watch: "_Watch") -> Connection:
         pool.make_room()
         if watch.phase != "connect":  # waiting for a slot counts, too
-            watch.begin("connect", watch.timeouts.connect)
+            watch.begin("connect", watch.timeouts.connect, clock.now())
             self.watch(watch)
         try:
             async with watch.scope():
@@ -441,17 +444,19 @@ class Transport:
             self._look.set()
 
     async def _keep_watch(self) -> None:
-        while True:
-            now = clock.now()
-            for watch in tuple(self._watches):
-                if watch.due <= now:
-                    watch.fire()
-            dues = [watch.due for watch in self._watches if watch.due > now]
-            if self._pool is not None and (expires := self._pool.sweep(now)) is not None:
-                dues.append(expires)
-            if not dues and not self._watches:
-                self._watchman = None
-                return
-            self._next_look = min(dues, default=now + 1.0)
+        while (seconds := self._look_around(clock.now())) > 0:
             self._look.clear()
-            await clock.wait(self._look, self._next_look - now)
+            await clock.wait(self._look, seconds)
+        self._watchman = None
+
+    def _look_around(self, now: float) -> float:
+        """Fire what is due; seconds until the next look, or 0 when there is nothing to look after."""
+        for watch in tuple(self._watches):
+            if watch.due <= now:
+                watch.fire()
+        dues = [watch.due for watch in self._watches if watch.due > now]
+        if self._pool is not None and (expires := self._pool.sweep(now)) is not None:
+            dues.append(expires)
+        # One that has fired is looked after until its call has seen it.
+        self._next_look = min(dues, default=now + 1.0)
+        return self._next_look - now if dues or self._watches else 0.0
