@@ -219,6 +219,15 @@ async def test_trailers_and_chunk_extensions_have_an_end(transport: Transport) -
             await until(lambda: server.open == 0)
 
 
+def test_an_answer_before_the_question_is_not_followed_by_another() -> None:
+    connection = Connection("key", Pool(0, 30.0))
+    connection.connection_made(_Tape())
+    connection.data_received(answer(b"early"))
+    connection.begin(b"GET / HTTP/1.1\r\n\r\n")
+    assert (connection.status, connection.take(), connection.over) == (200, b"early", True)
+    assert not connection.reusable
+
+
 # --- requests ---
 
 
@@ -267,6 +276,8 @@ async def test_what_a_request_looks_like(transport: Transport) -> None:
         ({"Content-Length": "7"}, "Content-Length"),
         ({"Connection": "secret, upgrade"}, "Connection"),
         ({"Proxy-Authorization": "secret"}, "Proxy-Authorization"),
+        ({"Trailer": "secret", "Transfer-Encoding": "secret"}, "Trailer"),
+        ({"Host": "secret", "host": "secret"}, "host"),
     ],
 )
 async def test_a_header_that_is_not_one_header_is_refused_by_name(

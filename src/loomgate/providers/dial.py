@@ -22,7 +22,7 @@ from loomgate.providers.http1 import Connection, Pool, request_head
 
 # Seconds after which the next of a name's addresses is tried beside the one that does not answer (RFC 8305).
 _STAGGER = 0.25
-_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_PORTS = {"http": 80, "https": 443}
 
 IPv4 = ipaddress.IPv4Address
 IPv6 = ipaddress.IPv6Address
@@ -120,7 +120,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def origin_of(url: str, *, public_only: bool = False) -> Origin:
-    """The origin of an ``http`` or ``https`` (or ``ws``, ``wss``) URL, with the environment's proxy for it.
+    """The origin of an ``http`` or ``https`` URL, with the environment's proxy for it.
 
     Raises `ProviderError` ``connect`` when it is no such URL.
     """
@@ -137,7 +137,6 @@ def origin_of(url: str, *, public_only: bool = False) -> Origin:
         raise wrong
     named = f"[{host}]" if ":" in host else host
     authority = named if port in (None, _PORTS[scheme]) else f"{named}:{port}"
-    scheme = {"ws": "http", "wss": "https"}.get(scheme, scheme)
     proxy = _proxy_for(scheme, authority)
     return Origin(
         scheme=scheme,
@@ -200,8 +199,10 @@ class Dialer:
         self._ca_file = ca_file
         self._trust: ssl.SSLContext | None = None
 
-    async def connect(self, origin: Origin, pool: Pool) -> Connection:
+    async def connect(self, origin: Origin, pool: Pool, *, tunnel: bool = False) -> Connection:
         """A new connection to ``origin``, through its proxy if it has one, of which ``pool`` knows.
+
+        A proxy passes plain requests on itself, unless a ``tunnel`` is asked for.
 
         With ``public_only`` the name is resolved once, every address is checked, and only those are connected to.
         Raises `ProviderError` ``connect``.
@@ -223,10 +224,10 @@ class Dialer:
             _keep_alive(connection)
             if proxy is not None and proxy.scheme == "https":
                 await self._encrypt(connection, host)
+            if proxy is not None and (tunnel or origin.scheme == "https"):
+                await _tunnel(connection, origin, proxy)
+                who = host = origin.host
             if origin.scheme == "https":
-                if proxy is not None:
-                    await _tunnel(connection, origin, proxy)
-                    who = host = origin.host
                 await self._encrypt(connection, host)
         except BaseException as error:
             if connection is not None:

@@ -86,6 +86,8 @@ def request_head(
             if value.strip() != str(length):
                 raise ProviderError("invalid", "The header 'Content-Length' is not the length of the body.")
             continue
+        if seen & role & ~FORBIDDEN:
+            raise ProviderError("invalid", f"The header {name!r} is there twice.")
         seen |= role
         lines += 1
         text += f"{name}: {value}\r\n"
@@ -187,6 +189,8 @@ class Connection(asyncio.Protocol):
         self._bodiless = bodiless
         if self._parser is None:
             self._parser = HttpResponseParser(self)
+        if self.touched:
+            self.spoiled = True  # an answer before there was a question: the next would be the last one's
         if len(body) <= _ONE_WRITE:
             transport.write(head + body if body else head)
         else:

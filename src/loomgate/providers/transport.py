@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import zlib
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 from urllib.parse import quote
 
 import msgspec
@@ -19,6 +19,11 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dial import Dialer, Origin, origin_of
 from loomgate.providers.dialect import HttpCall
 from loomgate.providers.http1 import CLOSE, ENCODING, Connection, Pool, request_head
+
+if TYPE_CHECKING:
+    from loomgate.providers.websocket import WebSocket
+
+Phase = Literal["connect", "first_byte", "idle"]
 
 # Origins that are remembered, their addresses taken apart; some come from clients.
 _MOST_ORIGINS = 4096
@@ -66,7 +71,7 @@ class Reply:
         "whole",
     )
 
-    def __init__(self, transport: "Transport", connection: Connection, watch: "_Watch", *, inflate: bool) -> None:
+    def __init__(self, transport: "Transport", connection: Connection, watch: "Watch", *, inflate: bool) -> None:
         self._transport = transport
         self._watch = watch
         self._got = False
@@ -224,8 +229,19 @@ class _Inflate:
             raise ProviderError("cut", "The connection to the endpoint broke within the answer.")
 
 
-class _Watch:
-    """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them."""
+class Waiting(Protocol):
+    """What a deadline can end."""
+
+    def expire(self) -> None:
+        """Let whoever waits there know that it has come."""
+        ...
+
+
+class Watch:
+    """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them.
+
+    ``due`` is when, on `clock.now`; ``end`` when all of the call has to be over; ``connection`` what the call waits on.
+    """
 
     __slots__ = ("_scope", "_stopped", "connection", "due", "end", "phase", "timeouts")
 
@@ -233,13 +249,14 @@ class _Watch:
         now = clock.now()
         self.timeouts = timeouts
         self.end = now + timeouts.total
-        self.phase = "first_byte"
+        self.phase: Phase = "first_byte"
         self.due = min(now + timeouts.first_byte, self.end)
-        self.connection: Connection | None = None  # whose `wait` the deadline ends
+        self.connection: Waiting | None = None
         self._scope: asyncio.Timeout | None = None
         self._stopped = False
 
-    def begin(self, phase: str, seconds: float, now: float) -> None:
+    def begin(self, phase: Phase, seconds: float, now: float) -> None:
+        """Give the call ``seconds`` from ``now`` on."""
         self.phase = phase
         self.due = min(now + seconds, self.end)
 
@@ -249,6 +266,7 @@ class _Watch:
         return self._scope
 
     def fire(self) -> None:
+        """It has come."""
         if self.connection is not None:
             self.connection.expire()
         elif self._scope is not None and not self._scope.expired():
@@ -263,6 +281,7 @@ class _Watch:
             self.fire()
 
     def error(self, host: str = "") -> ProviderError:
+        """The words for it."""
         if self._stopped:
             return _closed()
         if self.due >= self.end:
@@ -286,7 +305,8 @@ class Transport:
         self._pool: Pool | None = None
         self._dialer = Dialer(self._limits.ca_file)
         self._origins: tuple[dict[str, Origin], dict[str, Origin]] = ({}, {})  # any; public ones only
-        self._watches: set[_Watch] = set()
+        self._watches: set[Watch] = set()
+        self._sockets: set[WebSocket] = set()
         self._watchman: asyncio.Task[None] | None = None
         self._next_look = 0.0
         self._look = asyncio.Event()
@@ -304,7 +324,7 @@ class Transport:
         head, seen = request_head(
             call.method, target, origin.authority, call.headers, len(body), origin.more, origin.login
         )
-        watch = _Watch(timeouts)
+        watch = Watch(timeouts)
         connection: Connection | None = None
         entered = pool.enter()
         try:
@@ -342,11 +362,60 @@ class Transport:
                 pool.leave()
             raise
 
+    async def websocket(
+        self, url: str, headers: dict[str, str], timeouts: Timeouts, *, public_only: bool = False
+    ) -> "WebSocket":
+        """Open a WebSocket at a ``ws`` or ``wss`` address; it counts as a connection until it is closed.
+
+        Subprotocols are offered by the header ``Sec-WebSocket-Protocol``. Of the ``timeouts``, ``first_byte`` holds for
+        the handshake, ``idle`` for how long nothing at all may come. Raises `ProviderError` as `send` does, and with
+        the ``status`` of an answer that refuses, its message being the start of that answer's body.
+        """
+        from loomgate.providers.websocket import WebSocket
+
+        if not url.lower().startswith(("ws://", "wss://")):
+            raise ProviderError("connect", "The address of the endpoint is not a ws or wss URL.")
+        pool = self._pool or self._open()
+        origin, target = self._place("http" + url[2:], public_only=public_only)
+        watch = Watch(timeouts)
+        connection: Connection | None = None
+        socket: WebSocket | None = None
+        entered = pool.enter()
+        try:
+            if not entered:
+                entered = await self._queue(pool, origin, watch)
+            connection = await self._dial(pool, origin, watch, tunnel=True)
+            socket = WebSocket(self, connection, origin, watch)
+            self._sockets.add(socket)
+            watch.connection = socket
+            watch.begin("first_byte", timeouts.first_byte, clock.now())
+            self.watch(watch)
+            await socket.open(target.removeprefix(origin.prefix), headers)
+        except BaseException:
+            if socket is not None:
+                socket.end()
+            else:
+                self._watches.discard(watch)
+                if connection is not None:
+                    connection.abort()
+                if entered:
+                    pool.leave()
+            raise
+        return socket
+
+    def forget(self, socket: "WebSocket", connection: Connection, watch: Watch) -> None:
+        """A WebSocket is closed (for `WebSocket`)."""
+        self._sockets.discard(socket)
+        self._watches.discard(watch)
+        connection.pool.leave()
+
     async def close(self) -> None:
         """Close every connection. Calls under way break."""
         if self._watchman is not None:
             self._watchman.cancel()
             self._watchman = None
+        for socket in tuple(self._sockets):
+            socket.end()
         pool, self._pool = self._pool, None
         if pool is not None:
             for watch in tuple(self._watches):
@@ -354,7 +423,7 @@ class Transport:
             pool.close()
             await asyncio.sleep(0)  # the event loop closes the sockets
 
-    def watch(self, watch: "_Watch") -> None:
+    def watch(self, watch: Watch) -> None:
         """See to it that ``watch`` fires when it is due (for `Reply`).
 
         One task looks after all calls, asleep until the earliest deadline: a timer a piece would cost more than
@@ -364,7 +433,7 @@ class Transport:
         if self._watchman is None or watch.due < self._next_look:
             self._call(watch.due)
 
-    def release(self, connection: Connection, watch: "_Watch") -> None:
+    def release(self, connection: Connection, watch: Watch) -> None:
         """The call is over: keep its connection if that is possible, close it if not (for `Reply`)."""
         self._watches.discard(watch)
         pool = connection.pool
@@ -405,7 +474,7 @@ class Transport:
             target = quote(target, safe="%/?:@!$&'()*+,;=[]-._~\"<>\\^`{|}", errors="surrogateescape")
         return origin, origin.prefix + target
 
-    async def _queue(self, pool: Pool, origin: Origin, watch: "_Watch") -> bool:
+    async def _queue(self, pool: Pool, origin: Origin, watch: Watch) -> bool:
         """Wait for a slot; True when it is ours."""
         watch.begin("connect", watch.timeouts.connect, clock.now())
         self.watch(watch)
@@ -418,14 +487,14 @@ class Transport:
             raise _closed()
         return True
 
-    async def _dial(self, pool: Pool, origin: Origin, watch: "_Watch") -> Connection:
+    async def _dial(self, pool: Pool, origin: Origin, watch: Watch, *, tunnel: bool = False) -> Connection:
         pool.make_room()
         if watch.phase != "connect":  # waiting for a slot counts, too
             watch.begin("connect", watch.timeouts.connect, clock.now())
             self.watch(watch)
         try:
             async with watch.scope():
-                connection = await self._dialer.connect(origin, pool)
+                connection = await self._dialer.connect(origin, pool, tunnel=tunnel)
         except TimeoutError:
             raise watch.error(origin.host) from None
         if pool is not self._pool:
