@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from loomgate.errors import ApiError
-from loomgate.gateway import patterns
+from loomgate.gateway import automaton
 from loomgate.gateway.call import Request
 from loomgate.wire.policy import Strategy
 
@@ -41,7 +41,7 @@ def fact(facts: Facts, key: str, missing: object = None) -> object:
 
 def choose(strategy: Strategy, facts: Facts) -> str:
     """The ``name`` of the target that ``strategy`` resolves to (CND-01). Raises a 400 `ApiError` (CND-09)."""
-    budget = patterns.Budget()
+    budget = automaton.Budget()
     if not strategy.conditions:
         raise _error("No conditions passed in the query router")
     for condition in strategy.conditions:
@@ -52,12 +52,12 @@ def choose(strategy: Strategy, facts: Facts) -> str:
     return strategy.default
 
 
-def holds(query: Mapping[str, Any], facts: Facts, budget: patterns.Budget | None = None) -> bool:
+def holds(query: Mapping[str, Any], facts: Facts, budget: automaton.Budget | None = None) -> bool:
     """Whether all of ``query`` is true of ``facts``; ``budget`` is what its patterns may cost.
 
     Raises a 400 `ApiError` for an unknown operator (CND-09) and for patterns that cannot be searched.
     """
-    budget = budget or patterns.Budget()
+    budget = budget or automaton.Budget()
     for key, value in query.items():
         if key == "$and":
             found = all(holds(item, facts, budget) for item in value)
@@ -72,7 +72,7 @@ def holds(query: Mapping[str, Any], facts: Facts, budget: patterns.Budget | None
     return True
 
 
-def _answers(present: object, wanted: object, budget: patterns.Budget) -> bool:
+def _answers(present: object, wanted: object, budget: automaton.Budget) -> bool:
     operators = cast("dict[str, Any]", wanted) if isinstance(wanted, dict) else {"$eq": wanted}
     for operator in operators:
         if operator not in OPERATORS:
@@ -138,12 +138,12 @@ def _text(value: object) -> str | None:
             return None
 
 
-def _regex(present: object, pattern: object, budget: patterns.Budget) -> bool:
+def _regex(present: object, pattern: object, budget: automaton.Budget) -> bool:
     text = _text(present)
-    return text is not None and isinstance(pattern, str) and patterns.search(pattern, text, budget)
+    return text is not None and isinstance(pattern, str) and automaton.search(pattern, text, budget)
 
 
-Operator = Callable[[object, Any, patterns.Budget], bool]
+Operator = Callable[[object, Any, automaton.Budget], bool]
 
 OPERATORS: dict[str, Operator] = {
     "$eq": lambda present, wanted, _: _same(present, wanted),

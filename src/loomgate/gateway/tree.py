@@ -12,7 +12,7 @@ import msgspec
 import msgspec.structs
 
 from loomgate.errors import ApiError
-from loomgate.gateway import hosts, patterns
+from loomgate.gateway import automaton, hosts
 from loomgate.gateway.call import Effective, Node
 from loomgate.wire.policy import Config, Naming, check_options, config_error
 from loomgate.wire.provider_data import OPTION_HEADERS, SECRET_OPTIONS, URL_OPTIONS
@@ -68,6 +68,10 @@ def compile_naming(
     addition (RH-18, INH-03).
     """
     config = naming.inline if naming.inline is not None else saved
+    if config is None and compiled is None and _says_only_who(naming):
+        return Node(
+            effective=Effective(provider=naming.provider, virtual_key=naming.virtual_key, api_key=naming.api_key)
+        )
     if compiled is not None:
         node = compiled
     elif config is None:
@@ -209,7 +213,7 @@ class _Compiler:
         for index, condition in enumerate(config.strategy.conditions or ()):
             for pattern in _patterns_in(condition.query):
                 try:
-                    patterns.check(pattern)
+                    automaton.check(pattern)
                 except ApiError as error:
                     at = f"{place}." if place else ""
                     raise config_error(self._where, f"{at}strategy.conditions[{index}].query", error.message) from None
@@ -248,6 +252,8 @@ class _Overlay:
                     url = _header_host(naming.options[name], trusted, f"x-portkey-{header}")
                     self._options = {**self._options, name: url}
 
+        self._is_silent = not self._everywhere and not any(self._guardrails)
+
     def node(self, node: Node) -> Node:
         if node.strategy is None:
             changes = self._changes(node.effective)
@@ -258,6 +264,8 @@ class _Overlay:
         return Node(effective=node.effective, strategy=node.strategy, targets=targets)
 
     def _changes(self, leaf: Effective) -> dict[str, Any]:
+        if self._is_silent and not needs_headers(leaf):
+            return self._everywhere
         changes = dict(self._everywhere)
         before, after = self._guardrails
         if before:
@@ -308,6 +316,18 @@ def _patterns_in(query: object) -> Iterator[str]:
                 yield value
             else:
                 yield from _patterns_in(value)
+
+
+def _says_only_who(naming: Naming) -> bool:
+    """Most requests: a provider or a virtual key, and a key."""
+    return naming.strict and not (
+        naming.options
+        or naming.custom_host
+        or naming.request_timeout
+        or naming.forward
+        or naming.input_guardrails
+        or naming.output_guardrails
+    )
 
 
 def _holds_secrets(leaf: Effective) -> bool:

@@ -2,10 +2,12 @@
 
 What must live here: syntax and matching. What must not: where patterns come from.
 
-Patterns are written by clients, and one that backtracks for minutes would stop the server for everybody: Python's `re`
-cannot be interrupted, and a limit on lengths does not help (``(a+)+$`` takes hours on 40 characters). So a pattern
-becomes an automaton that looks at each character once (Thompson's construction, its states found and remembered as they
-are needed) and that has a budget of steps. What no automaton can do is refused: looking around and back-references.
+The patterns of conditions are written by clients and decided on the event loop, for every request: one that backtracks
+would stop the server for everybody. Python's `re` cannot be interrupted, and a limit on lengths does not help
+(``(a+)+$`` takes hours on 40 characters); a limit on time would make a route depend on how busy the machine is. So a
+pattern becomes an automaton that looks at each character once (Thompson's construction, its states found and remembered
+as they are needed) and that has a budget of steps. What no automaton can do is refused: looking around and
+back-references.
 """
 
 from bisect import bisect_right
