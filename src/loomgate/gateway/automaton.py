@@ -455,7 +455,8 @@ class _Automaton:
 
     def _repeat(self, inner: _Part, least: int, most: int | None) -> None:
         for _ in range(least):
-            self._forks[self._place()] = [self._size]  # counts, so that repeating nothing comes to an end too
+            place = self._place()  # counts, so that repeating nothing comes to an end too
+            self._forks[place] = [place + 1]
             self._emit(inner)
         if most is None:
             fork = self._place()

@@ -172,8 +172,8 @@ class _Compiler:
         try:
             before, after = self._compile_guardrails(config)
         except ApiError as error:
-            error.message = f"{error.message} (in {self._where}, path: {place or 'config'})"
-            raise
+            message = f"{error.message} (in {self._where}, path: {place or 'config'})"
+            raise ApiError(error.status, message, param=error.param, code=error.code, details=error.details) from None
         return before if has_before else above.before, after if has_after else above.after
 
     def _circuit(self, path: str) -> str:
