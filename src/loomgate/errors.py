@@ -71,6 +71,7 @@ ProviderErrorKind = Literal[
     "invalid",  # 400, 413, 422: the request's content
     "model_not_found",  # the endpoint does not have the model
     "auth",  # 401, 403: the key
+    "route",  # what was named (a provider, a key, a config) leads nowhere
     "quota",  # 429 that waiting will not mend
 ]
 

@@ -100,6 +100,16 @@ class Turn:
         written = [*self._text, *self._refusal]
         return "".join(written + [call.name + call.arguments for call in self._calls.values()])
 
+    @property
+    def untouched(self) -> bool:
+        """Whether an earlier attempt left something open that this one has not taken over yet."""
+        return self._step is None and (self._spare_text is not None or self._spare_tools is not None)
+
+    async def keep(self) -> None:
+        """Store the text so far of an answer that broke off, for when nothing better comes. Raises `LeaseLost`."""
+        if self._message is not None:
+            await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
+
     def present(self) -> tuple[Step | None, Message | None]:
         """The open step and the open message as its events so far have told them (the store may lag behind)."""
         step = self._step

@@ -44,7 +44,7 @@ class Caller(msgspec.Struct, frozen=True):
     """
 
     workspace: str
-    naming: Naming = Naming()
+    naming: Naming = NOTHING
     keyless: bool = False
     admin: bool = False
     key_id: str | None = None
