@@ -84,9 +84,11 @@ class Exchange:
         secrets = target.secrets
         try:
             if target.vendor.auth == "service_account":
-                target = await self._tokens.opened(target, timeouts, trusted=not target.public_only)
+                target = await self._tokens.opened(target, timeouts, trusted=resolved.vouched)
                 secrets = (*target.secrets, *secrets)
             answer = await self._send(request, resolved, target, effective, fields, timeouts)
+            if answer.error is not None:  # an endpoint may repeat what it was sent
+                answer.error.message = masked(answer.error.message, *secrets)
         except ProviderError as error:
             if limit is not None and error.kind == "timeout":
                 answer = timed_out(limit)
