@@ -253,11 +253,12 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     return answer
 
 
-def error_of(error: ApiError) -> ProviderError:
-    """What a refusal of our own means to a run (PRX-19)."""
+def error_of(error: ApiError, *, astray: bool = False) -> ProviderError:
+    """What a refusal of our own means to a run (PRX-19); ``astray``: it came before any target was reached."""
     kind = _KIND.get(error.status)
     if kind is None:
-        kind = "server" if error.status >= 500 else "route" if error.code in _ASTRAY else "invalid"
+        is_route = astray or error.code in _ASTRAY
+        kind = "server" if error.status >= 500 else "route" if is_route else "invalid"
     asked = error.headers.get("retry-after", "")
     return ProviderError(
         kind, error.message, status=error.status, retry_after=float(asked) if asked.isdecimal() else None

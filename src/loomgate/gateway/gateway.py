@@ -74,7 +74,7 @@ class Gateway:
         self._exchange = Exchange(self._transport, config.timeouts)
         self._router = Router(dice)
         self._guards = Guards(self._transport.send, trusted=lambda url: hosts.is_trusted(url, config.trusted))
-        self._cache = cache or AnswerCache(0, None)
+        self._cache = AnswerCache(0, None) if cache is None else cache  # an empty one is false
         self._meter = meter or Meter(None, Prices())
         self._limits = limits or Limits()
         self._compiled: dict[int, tuple[Config, Mapping[str, dict[str, Any]], Node]] = {}
@@ -263,7 +263,7 @@ class Gateway:
                 await clock.sleep(self._config.retries.wait(broken[-1], len(broken), self._dice()))
             answer = await self.call(request, skip)
         except ApiError as error:
-            raise error_of(error) from None
+            raise error_of(error, astray=True) from None
         if answer.chunks is None:
             raise answer.error or _refusal(answer)
         try:
