@@ -76,7 +76,7 @@ ProviderErrorKind = Literal[
 ]
 
 # Kinds for which the same call may succeed a moment later, as long as nothing of the answer was used.
-RETRYABLE: frozenset[ProviderErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connect"})
+RETRYABLE: frozenset[ProviderErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connect", "cut"})
 
 
 class ProviderError(LoomgateError):

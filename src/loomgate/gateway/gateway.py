@@ -81,11 +81,11 @@ class Gateway:
 
     # --- the pipeline ---
 
-    async def call(self, request: Request, skip: frozenset[str] = frozenset()) -> Answer:
+    async def call(self, request: Request, skip: frozenset[str] = frozenset(), broke: int = 0) -> Answer:
         """The answer to ``request``, whatever its status: read it to its end or close it.
 
-        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again. Raises
-        `ApiError` for a request that cannot go anywhere.
+        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again; ``broke``: how
+        often that was. Raises `ApiError` for a request that cannot go anywhere.
         """
         run_id, thread_id = request.run
         record = self._meter.begin(request, run_id=run_id, thread_id=thread_id)
@@ -94,7 +94,7 @@ class Gateway:
             if request.chat is None:
                 answer = await self._router.walk(node, request, partial(self._attempt, request, record, 0), skip)
             else:
-                answer = await self._persist(node, request, record, skip)
+                answer = await self._persist(node, request, record, skip, broke)
         except ApiError as error:
             record.finish(Answer(error.status), error=error.message)
             raise
@@ -103,13 +103,15 @@ class Gateway:
             raise
         return recorded(record, answer)
 
-    async def _persist(self, node: Node, request: Request, record: Record, skip: frozenset[str]) -> Answer:
+    async def _persist(
+        self, node: Node, request: Request, record: Record, skip: frozenset[str], broke: int
+    ) -> Answer:
         """`Router.walk` for a run: again from the start after a failure that may pass, when no config says how often to
         try. Nobody else would try again, and a fallback must not wait for the back-off of the target before it."""
         own = self._config.retries
         tries = 1
         while True:
-            answer = await self._router.walk(node, request, partial(self._attempt, request, record, tries - 1), skip)
+            answer = await self._router.walk(node, request, partial(self._attempt, request, record, broke + tries - 1), skip)
             error = answer.error
             if tries > 1:
                 answer.retries = tries - 1 if error is None else -1
@@ -154,10 +156,12 @@ class Gateway:
         if plan is None:
             return await self._tries(request, record, effective, resolved, fields, guard, before)
         hit = await self._cache.lookup(plan)
-        if hit is not None:
-            answer = replayed(request, hit, "scripted" if resolved is None else resolved.provider, model)
+        provider = "scripted" if resolved is None else resolved.provider
+        answer = None if hit is None else replayed(request, hit, provider, model)
+        if answer is not None:
             answer = answer if guard is None else await guard.checked(answer)  # CCH-08
         else:
+            hit = None
             answer = await self._tries(request, record, effective, resolved, fields, guard, before)
             await keep(self._cache, plan, request, answer)
         answer.cache = cache_status(plan, hit)
@@ -261,7 +265,7 @@ class Gateway:
             request = Request(_CHAT, naming, workspace, headers=naming.headers, chat=call, run=run)
             if broken and not self._router.leads_past(await self._node(request), request, skip):
                 await clock.sleep(self._config.retries.wait(broken[-1], len(broken), self._dice()))
-            answer = await self.call(request, skip)
+            answer = await self.call(request, skip, len(broken))
         except ApiError as error:
             raise error_of(error, astray=True) from None
         if answer.chunks is None:
