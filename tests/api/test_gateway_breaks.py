@@ -12,8 +12,8 @@ import pytest
 from openai import AssistantEventHandler
 
 from loomgate import clock
-from tests.api.driving import TTL, F, eventually, load, path, settle, start, steps, submit, text_of, written
-from tests.api.test_gateway_runs import Site, _site, fallback, hurried, said, site  # noqa: F401 - its fixtures
+from tests.api.driving import F, eventually, hurried, load, path, settle, start, steps, submit, text_of, written
+from tests.api.test_gateway_runs import Site, _site, fallback, said, site  # noqa: F401 - its fixtures
 from tests.support import sse
 from tests.support.server import BETA, Client, ProcessServer
 from tests.support.upstream import Fault, ModelEndpoint
@@ -236,8 +236,8 @@ def test_a_run_is_cancelled_in_its_back_off(site: Site) -> None:
 
 def test_a_run_expires_while_it_waits_for_the_next_attempt(site: Site) -> None:
     client = site.client(provider="a")
-    run = _broken_and_waiting(site, client)
-    clock.advance(TTL)
+    run = _broken_and_waiting(site, client, loomgate={"expires_after_seconds": 40})
+    clock.advance(40)  # less than the endpoint is given for its first word
     expired = settle(client, run)
     assert expired["status"] == "expired"
     _partly(client, expired)

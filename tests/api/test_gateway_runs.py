@@ -19,6 +19,7 @@ from tests.api.conftest import provider
 from tests.api.driving import (
     F,
     eventually,
+    hurried,
     load,
     play,
     settle,
@@ -110,19 +111,6 @@ def site(_site: Site) -> Site:
 
 def fallback(*providers: str, **more: Any) -> dict[str, Any]:
     return {"strategy": {"mode": "fallback"}, "targets": [{"provider": name} for name in providers], **more}
-
-
-def hurried(client: Client, run: dict[str, Any], step: float = 1.0) -> dict[str, Any]:
-    """The run once it settles, while time passes quickly."""
-
-    def look() -> dict[str, Any] | None:
-        found = load(client, run)
-        if found["status"] not in ("queued", "in_progress", "cancelling"):
-            return found
-        clock.advance(step)
-        return None
-
-    return eventually(look)
 
 
 def said(client: Client, run: dict[str, Any]) -> list[str]:
