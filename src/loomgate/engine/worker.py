@@ -17,7 +17,7 @@ import msgspec
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine import context, plan, points
-from loomgate.engine.perform import Outcome, Turn, failure_of
+from loomgate.engine.perform import Heard, Outcome, Turn, failure_of
 from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
 from loomgate.gateway import Gateway
 from loomgate.providers import tokens
@@ -68,6 +68,7 @@ class _Drive:
         self._turn: Turn | None = None
         self._breaks: list[ProviderError] = []  # with which answers to the present turn broke in the middle
         self._turn_of_breaks = 0
+        self._heard: Heard | None = None
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -180,7 +181,8 @@ class _Drive:
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
         points.reached("calling")
-        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell)
+        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell, self._heard)
+        self._heard = None
         try:
             try:
                 end = await self._stream(call, move, turn)
@@ -188,7 +190,7 @@ class _Drive:
             except ProviderError as error:
                 log.info("run %s: the model call failed (%s): %s", self.row.id, error.kind, error.message)
                 if self._repeats(error, move):
-                    await turn.keep()
+                    self._heard = await turn.broken(failure_of(error))
                     points.reached("broken")
                     self._journal = await runs.journal(self.row.id)
                     return False
