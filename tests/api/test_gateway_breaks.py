@@ -13,7 +13,7 @@ from openai import AssistantEventHandler
 
 from loomgate import clock
 from tests.api.driving import F, eventually, hurried, load, path, settle, start, steps, submit, text_of, written
-from tests.api.test_gateway_runs import Site, _site, fallback, said, site  # noqa: F401 - its fixtures
+from tests.api.gated import Site, fallback, said
 from tests.support import sse
 from tests.support.server import BETA, Client, ProcessServer
 from tests.support.upstream import Fault, ModelEndpoint
@@ -329,9 +329,7 @@ class Handler(AssistantEventHandler):
 def sdk(site: Site) -> Iterator[openai.OpenAI]:
     headers = {"x-portkey-config": json.dumps({"provider": "a"})}
     key = site.server.new_key()
-    with openai.OpenAI(
-        base_url=site.server.url + "/v1", api_key=key, max_retries=0, default_headers=headers
-    ) as made:
+    with openai.OpenAI(base_url=site.server.url + "/v1", api_key=key, max_retries=0, default_headers=headers) as made:
         yield made
 
 

@@ -3,19 +3,15 @@
 Stand-in endpoints say which of them was asked, with whose key, and how often.
 """
 
-import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loomgate import clock
-from loomgate.settings import Secret, VirtualKey
-from loomgate.settings.declared import DeclaredConfig, Tree
-from tests.api.conftest import provider
 from tests.api.driving import (
     F,
     eventually,
@@ -26,95 +22,15 @@ from tests.api.driving import (
     start,
     steps,
     submit,
-    text_of,
     waiting,
     written,
 )
-from tests.support.server import BETA, Client, ProcessServer, Server, serving
+from tests.api.gated import KEY_A, Site, fallback, said
+from tests.support.server import BETA, Client, ProcessServer, Server
 from tests.support.upstream import QUOTA, Fault, ModelEndpoint
 
 OWN_KEY = "sk-own-0123456789abcdef0123456789"
-KEY_A, KEY_B = "sk-operator-a-0123456789abcdef", "sk-operator-b-0123456789abcdef"
 TWO_TURNS = "/call f\n/turn\n/say Done."
-
-
-class Site:
-    """A server with providers ``a`` and ``b``, each with an endpoint of its own."""
-
-    def __init__(self, server: Server, a: ModelEndpoint, b: ModelEndpoint) -> None:
-        self.server, self.a, self.b = server, a, b
-
-    def client(self, workspace: str | None = None, **headers: Any) -> Client:
-        """A client that sends ``headers`` besides; underscores stand for hyphens, a dict is sent as JSON."""
-        given = {
-            "x-portkey-" + name.replace("_", "-"): value if isinstance(value, str) else json.dumps(value)
-            for name, value in headers.items()
-        }
-        own = given.pop("x-portkey-own-key", None)
-        named = {**BETA, "x-portkey-api-key": self.server.new_key(workspace), **given}
-        return Client(self.server.url, None, headers={**named, "Authorization": f"Bearer {own}"} if own else named)
-
-    @property
-    def asked(self) -> tuple[int, int]:
-        """How often each endpoint was asked."""
-        return len(self.a.requests), len(self.b.requests)
-
-    def workspace(self, client: Client) -> str:
-        return client.raw("GET", "/v1/assistants").headers["openai-organization"]
-
-    def logs(self, client: Client, run: dict[str, Any], count: int = 1) -> list[dict[str, Any]]:
-        """The records of the run's model calls, oldest first, once there are ``count``."""
-
-        def look() -> list[dict[str, Any]] | None:
-            clock.advance(1)
-            found = client.raw("GET", "/v1/logs?limit=100", check=False).json["data"]
-            own = [record for record in found if record["loomgate"]["run_id"] == run["id"]]
-            return own[::-1] if len(own) >= count else None
-
-        return eventually(look)
-
-
-@pytest.fixture(scope="module")
-def _site(
-    endpoints: Callable[[], ModelEndpoint], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    a, b = endpoints(), endpoints()
-    both = {
-        "a": provider("a", a, api_key=Secret(KEY_A), models=("model-a",)),
-        "b": provider("b", b, api_key=Secret(KEY_B), models=("model-b",)),
-        "patient": provider("patient", a, models=("patient",), max_attempts=4),
-    }
-    configs = {
-        "spare": DeclaredConfig(slug="spare", workspace="house", config=Tree(fallback("a", "b"))),
-        "usual": DeclaredConfig(slug="usual", workspace="defaulted", config=Tree({"provider": "b"}), default=True),
-    }
-    keys = {"team": VirtualKey(slug="team", provider="a", api_key=Secret("sk-of-the-team-0123456789"), workspace="house")}
-    data = tmp_path_factory.mktemp("gated") / "data"
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.ExitStack() as stack,
-    ):
-        patch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
-        made = stack.enter_context(serving(data, providers=both, configs=configs, virtual_keys=keys))
-        made.new_key("default")
-        yield Site(made, a, b)
-
-
-@pytest.fixture
-def site(_site: Site) -> Site:
-    for endpoint in (_site.a, _site.b):
-        endpoint.requests.clear()
-        endpoint.faults.clear()
-        endpoint.dropped.clear()
-    return _site
-
-
-def fallback(*providers: str, **more: Any) -> dict[str, Any]:
-    return {"strategy": {"mode": "fallback"}, "targets": [{"provider": name} for name in providers], **more}
-
-
-def said(client: Client, run: dict[str, Any]) -> list[str]:
-    return [text_of(message) for message in written(client, run)]
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
@@ -356,8 +272,10 @@ def test_a_saved_config(site: Site) -> None:
     assert site.asked == (1, 1)
     upstream = site.server.run(site.server.store.runs.spec(start(client, "/say Hello.", model="any")["id"])).upstream
     assert (upstream.kind, upstream.name, upstream.credential) == ("config", "spare", None)
-    assert site.client(config="spare").post("/threads", {}, status=400)["message"].startswith(
-        "Invalid header 'x-portkey-config'"
+    assert (
+        site.client(config="spare")
+        .post("/threads", {}, status=400)["message"]
+        .startswith("Invalid header 'x-portkey-config'")
     )
 
 
@@ -589,7 +507,9 @@ def test_a_server_like_this_one_behind_the_gateway(site: Site, make_server: Call
     assistant = call("POST", "/assistants", {"model": "scripted"}).json
     body = {"assistant_id": assistant["id"], "thread": {"messages": [{"role": "user", "content": "/say Hello."}]}}
     run = call("POST", "/threads/runs", body).json
-    assert eventually(lambda: call("GET", f"/threads/{run['thread_id']}/runs/{run['id']}").json["status"] == "completed")
+    assert eventually(
+        lambda: call("GET", f"/threads/{run['thread_id']}/runs/{run['id']}").json["status"] == "completed"
+    )
     assert Client(behind.url, key).get("/assistants/" + assistant["id"])["id"] == assistant["id"]
     refused = call("GET", "/assistants", beta=False)
     assert (refused.status, refused.json["error"]["code"]) == (400, "invalid_beta")

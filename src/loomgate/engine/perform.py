@@ -121,8 +121,8 @@ class Turn:
     async def broken(self, failure: Failure) -> Heard | None:
         """The answer broke off, and the turn will be done again. Raises `LeaseLost`.
 
-        The text so far is stored, for when nothing better comes; a step with calls fails, since the next attempt may make
-        others. Answers what viewers heard of the open message: the next attempt's `Turn` wants to know.
+        The text so far is stored, for when nothing better comes; a step with calls fails, since the next attempt may
+        make others. Answers what viewers heard of the open message: the next attempt's `Turn` wants to know.
         """
         if self._message is not None:
             await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
@@ -184,8 +184,8 @@ class Turn:
             points.reached("checkpointed")
 
     def _news(self, heard: Heard, kind: str, text: str) -> str:
-        """What of ``text`` goes beyond what viewers have heard already. Once it is another text, they are told nothing more
-        before its end, which tells the whole message and counts for the SDKs' snapshots."""
+        """What of ``text`` goes beyond what viewers have heard already. Once it is another text, they are told nothing
+        more before its end, which tells the whole message and counts for the SDKs' snapshots."""
         known = heard.parts.get(kind, "")[self._matched : self._matched + len(text)]
         if self._muted or not text.startswith(known) or kind not in heard.parts:
             self._muted = True

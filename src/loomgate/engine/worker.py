@@ -223,7 +223,7 @@ class _Drive:
         return True
 
     async def _stopped(self, turn: Turn, verb: RunVerb, failure: Failure | None = None) -> Outcome:
-        """End the run in the middle of ``turn``, with what an earlier attempt at it left if this one has said nothing."""
+        """End the run in the middle of ``turn``, with what an earlier attempt left if this one has said nothing."""
         if not turn.untouched:
             return await turn.stop(verb, failure)
         ended = await self._store.runs.end(self.row.id, verb, fence=self.row.fence, failure=failure)
@@ -234,7 +234,13 @@ class _Drive:
     async def _stream(self, call: chat.Chat, move: plan.CallModel, turn: Turn) -> chat.Finish:
         """Take the model's chunks until the last one. Raises `ProviderError`, `_Interrupted`, `LeaseLost`."""
         whose = (self.row.id, self.row.thread_id)
-        chunks = self._worker.gateway.chat(call, self._spec.upstream, self.row.workspace, whose, self._breaks if move.turn == self._turn_of_breaks else ())
+        chunks = self._worker.gateway.chat(
+            call,
+            self._spec.upstream,
+            self.row.workspace,
+            whose,
+            self._breaks if move.turn == self._turn_of_breaks else (),
+        )
         async with aclosing(chunks):
             while True:
                 chunk = await self._next(chunks)

@@ -161,7 +161,7 @@ class Exchange:
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        """Send ``call`` with what proves it and the headers that the client wants to go along (RH-13, RH-19 to RH-21)."""
+        """Send ``call`` with what proves it and the headers that go along (RH-13, RH-19 to RH-21)."""
         more = _forwarded(request, effective, target)
         if more or target.public_only:
             call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)

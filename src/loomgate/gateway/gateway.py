@@ -84,8 +84,8 @@ class Gateway:
     async def call(self, request: Request, skip: frozenset[str] = frozenset(), broke: int = 0) -> Answer:
         """The answer to ``request``, whatever its status: read it to its end or close it.
 
-        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again; ``broke``: how
-        often that was. Raises `ApiError` for a request that cannot go anywhere.
+        ``skip``: places of targets (RSP-02) that broke in the middle of an answer and are not asked again; ``broke``:
+        how often that was. Raises `ApiError` for a request that cannot go anywhere.
         """
         run_id, thread_id = request.run
         record = self._meter.begin(request, run_id=run_id, thread_id=thread_id)
@@ -103,15 +103,15 @@ class Gateway:
             raise
         return recorded(record, answer)
 
-    async def _persist(
-        self, node: Node, request: Request, record: Record, skip: frozenset[str], broke: int
-    ) -> Answer:
+    async def _persist(self, node: Node, request: Request, record: Record, skip: frozenset[str], broke: int) -> Answer:
         """`Router.walk` for a run: again from the start after a failure that may pass, when no config says how often to
         try. Nobody else would try again, and a fallback must not wait for the back-off of the target before it."""
         own = self._config.retries
         tries = 1
         while True:
-            answer = await self._router.walk(node, request, partial(self._attempt, request, record, broke + tries - 1), skip)
+            answer = await self._router.walk(
+                node, request, partial(self._attempt, request, record, broke + tries - 1), skip
+            )
             error = answer.error
             if tries > 1:
                 answer.retries = tries - 1 if error is None else -1
@@ -255,8 +255,8 @@ class Gateway:
         call it is. ``broken``: the errors with which earlier answers to this same call broke in the middle: it goes to
         a target that did not, if the config has one, else it waits as before any other try.
 
-        Raises `ProviderError`, its message without keys; its ``path`` is set when the answer broke in the middle. Before
-        that, all that trying again or elsewhere can do has been done. Closing or cancelling the iterator closes the
+        Raises `ProviderError`, its message without keys; its ``path`` is set when the answer broke in the middle.
+        Before that, all that trying again or elsewhere can do has been done. Closing or cancelling the iterator closes the
         connection at once; wrap it in `contextlib.aclosing` if you may leave it early.
         """
         skip = frozenset(error.path for error in broken if error.path is not None)
@@ -354,7 +354,7 @@ class Gateway:
         return refusal
 
     async def embed(self, text: str, model: str, workspace: str = "default") -> list[float]:
-        """The vector of ``text`` by an embedding model, named as clients name it. Raises `ProviderError`, `ApiError`."""
+        """The vector of ``text`` by an embedding model named as clients do. Raises `ProviderError`, `ApiError`."""
         body = msgspec.json.encode({"model": model, "input": text})
         answer = await self.call(Request(ENDPOINTS["embed"], Naming(debug=False), workspace, body=body))
         found = whole_body(answer)

@@ -1,4 +1,4 @@
-"""Guardrails on the way of one request to one target: before the call, and on the answer, be it the endpoint's or the cache's.
+"""Guardrails on the way of one request to one target: before the call, and on the answer, wherever it is from.
 
 What must live here: what a verdict does to an answer (GATEWAY GR-08 to GR-16). What must not: how a verdict is found
 (``guardrails``).

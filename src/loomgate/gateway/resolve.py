@@ -1,7 +1,7 @@
 """From names to endpoints: which address, with whose key, a target of a config stands for (GATEWAY section 2).
 
-What must live here: the order in which names are looked up, and whose secret may go where. What must not: choosing among
-targets (``route``), sending.
+What must live here: the order in which names are looked up, and whose secret may go where. What must not: choosing
+among targets (``route``), sending.
 
 A stored secret (the operator's, a virtual key's) goes only to the address it was stored with: a request that names a
 custom host brings its own key, or none.
