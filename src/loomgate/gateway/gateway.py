@@ -256,8 +256,8 @@ class Gateway:
         a target that did not, if the config has one, else it waits as before any other try.
 
         Raises `ProviderError`, its message without keys; its ``path`` is set when the answer broke in the middle.
-        Before that, all that trying again or elsewhere can do has been done. Closing or cancelling the iterator closes the
-        connection at once; wrap it in `contextlib.aclosing` if you may leave it early.
+        Before that, all that trying again or elsewhere can do has been done. Closing or cancelling the iterator closes
+        the connection at once; wrap it in `contextlib.aclosing` if you may leave it early.
         """
         skip = frozenset(error.path for error in broken if error.path is not None)
         try:

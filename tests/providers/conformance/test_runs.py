@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loomgate.settings import Provider, Secret
 from loomgate.providers.dialect import HttpCall
+from loomgate.settings import Provider, Secret
 from loomgate.wire.chat import Chat, Usage
 from tests.api.driving import calls, hurried, settle, start, steps, submit, text_of, written
 from tests.providers.conformance.replay import Asked, Canned, Replay
