@@ -124,7 +124,7 @@ class GatewayRoutes:
             method=method,
             path=path,
             query=query.decode("latin-1"),
-            headers={name.decode("latin-1"): value.decode("latin-1") for name, value in headers.items()},
+            headers={name.decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in headers.items()},
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
