@@ -356,6 +356,22 @@ def test_the_budget_of_a_virtual_key(site: Site) -> None:
     assert len(site.a.requests) == 1
 
 
+def test_a_run_waits_for_the_rate_limit_of_its_virtual_key(site: Site) -> None:
+    admin = Client(site.server.url, site.server.new_key("slow", "admin"), headers={})
+    limits = [{"type": "requests", "unit": "rpm", "value": 2}]
+    admin.post(
+        "/virtual-keys", {"name": "tight", "provider": "a", "key": "sk-tight-0123456789abcdef", "rate_limits": limits}
+    )
+    slug = admin.get("/virtual-keys")["data"][0]["slug"]
+    client = site.client("slow", virtual_key=slug)
+    clock.advance(110 - clock.now() % 60)  # late in a minute: there is room again in less than one
+    play(client, "/say Hello.", model="any")
+    run = waiting(client, TWO_TURNS, model="any")
+    submit(client, run)
+    done = hurried(client, run, 5)
+    assert (done["status"], len(site.a.requests)) == ("completed", 3), done["last_error"]
+
+
 # --- what becomes of a run (PRX-19) ----------------------------------------------------------------------------------
 
 

@@ -309,6 +309,49 @@ async def test_an_answer_without_its_end_is_cut(endpoint: ModelEndpoint, gateway
     assert (await failure(gateway, "/repeat 50 word")).kind == "cut"
 
 
+async def test_after_a_break_the_next_call_waits_like_any_other_try(endpoint: ModelEndpoint) -> None:
+    gateway = gateway_to(endpoint, Retries(base=1.0, cap=2.5))
+    broken: list[ProviderError] = []
+    for wait in (1.0, 2.0, 2.5):
+        broken.append(ProviderError("cut", "The connection was lost."))
+        broken[-1].path = "config"
+        before = len(endpoint.requests)
+        call = gateway.chat(chat("/say x"), DEFAULT, "ws", ("run_1", "thread_1"), broken)
+        task = asyncio.create_task(anext(call))
+        await settle()
+        clock.advance(wait - 0.1)
+        await settle()
+        assert len(endpoint.requests) == before
+        clock.advance(0.11)
+        assert await task == TextDelta("x")
+        await call.aclose()
+    await gateway.close()
+
+
+async def test_after_a_break_another_target_is_called_at_once(endpoint: ModelEndpoint) -> None:
+    async with ModelEndpoint(api_key=KEY) as other:
+        providers = {
+            name: ProviderConfig(vendor="openai", base_url=one.base_url, api_key=KEY)
+            for name, one in (("a", endpoint), ("b", other))
+        }
+        targets = [Config(provider="a"), Config(provider="b")]
+
+        async def opened(_workspace: str, _credential: str) -> Naming:
+            return Naming(inline=Config(strategy=Strategy(mode="fallback"), targets=targets))
+
+        gateway = Gateway(GatewayConfig(providers=providers), stored=Stored(naming=opened), dice=lambda: 1.0)
+        upstream = Upstream("sealed", "config", credential="cred_1")
+        call, broken = chat("/say x\n/error cut"), list[ProviderError]()
+        for asked in ((1, 0), (1, 1)):
+            with pytest.raises(ProviderError) as caught:
+                async for _ in gateway.chat(call, upstream, "ws", ("", ""), broken):
+                    pass
+            broken.append(caught.value)
+            assert (len(endpoint.requests), len(other.requests)) == asked
+        assert [error.path for error in broken] == ["config.targets[0]", "config.targets[1]"]
+        await gateway.close()
+
+
 # --- connections ---
 
 

@@ -190,6 +190,19 @@ def test_a_run_whose_answer_breaks_off(wire: Wire, server: Server, endpoints: di
     assert len(vendor.asked) == 2
 
 
+@scenario("cut", "thinking")
+def test_a_run_whose_model_breaks_off_while_it_thinks(wire: Wire, server: Server, endpoints: dict[str, Replay]) -> None:
+    vendor, client = endpoints[wire.name], client_of(wire, server)
+    answer = Answer(thinking="Let me count.", text=["One, ", "two."])
+    kind = {"Content-Type": wire.content_type}
+    whole = wire.stream(answer)
+    vendor.play(Canned(headers=kind, body=whole[: whole.index(b"count") + 200], broken=True), streamed(wire, answer))
+    run = hurried(client, start(client, "Count.", model=model(wire)))
+    assert run["status"] == "completed", run
+    assert [text_of(message) for message in written(client, run)] == ["One, two."]
+    assert len(vendor.asked) == 2
+
+
 @pytest.mark.behaviour("PRX-19")
 @scenario("cut")
 def test_a_run_goes_on_with_another_vendor(wire: Wire, server: Server, endpoints: dict[str, Replay]) -> None:
