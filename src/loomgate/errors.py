@@ -71,11 +71,12 @@ ProviderErrorKind = Literal[
     "invalid",  # 400, 413, 422: the request's content
     "model_not_found",  # the endpoint does not have the model
     "auth",  # 401, 403: the key
+    "route",  # what was named (a provider, a key, a config) leads nowhere
     "quota",  # 429 that waiting will not mend
 ]
 
 # Kinds for which the same call may succeed a moment later, as long as nothing of the answer was used.
-RETRYABLE: frozenset[ProviderErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connect"})
+RETRYABLE: frozenset[ProviderErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connect", "cut"})
 
 
 class ProviderError(LoomgateError):

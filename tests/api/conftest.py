@@ -1,6 +1,7 @@
 """Servers for the tests of runs: one that is busy, and one whose model endpoint is a stand-in over real HTTP."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from loomgate.settings import Provider, Secret, VirtualKey
+from loomgate.settings.declared import DeclaredConfig, Tree
 from tests.api.driving import Lives
+from tests.api.gated import KEY_A, KEY_B, Site, fallback
 from tests.support.server import Client, Server, serving
 from tests.support.upstream import ModelEndpoint
 
@@ -110,3 +113,39 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def lives(server: Server, busy: Server) -> Lives:
     """Brings runs into any status."""
     return Lives(server.client(), busy.client())
+
+
+@pytest.fixture(scope="session")
+def _site(endpoints: Callable[[], ModelEndpoint], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    a, b = endpoints(), endpoints()
+    both = {
+        "a": provider("a", a, api_key=Secret(KEY_A), models=("model-a",)),
+        "b": provider("b", b, api_key=Secret(KEY_B), models=("model-b",)),
+        "patient": provider("patient", a, models=("patient",), max_attempts=4),
+    }
+    configs = {
+        "spare": DeclaredConfig(slug="spare", workspace="house", config=Tree(fallback("a", "b"))),
+        "usual": DeclaredConfig(slug="usual", workspace="defaulted", config=Tree({"provider": "b"}), default=True),
+    }
+    keys = {
+        "team": VirtualKey(slug="team", provider="a", api_key=Secret("sk-of-the-team-0123456789"), workspace="house")
+    }
+    data = tmp_path_factory.mktemp("gated") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
+        made = serving(data, providers=both, configs=configs, virtual_keys=keys)
+        server = made.__enter__()
+    with contextlib.ExitStack() as stack:
+        stack.push(made)
+        server.new_key("default")
+        yield Site(server, a, b)
+
+
+@pytest.fixture
+def site(_site: Site) -> Site:
+    """A server with the providers ``a``, ``b`` and ``patient`` (that is ``a``, tried more often), nothing received."""
+    for endpoint in (_site.a, _site.b):
+        endpoint.requests.clear()
+        endpoint.faults.clear()
+        endpoint.dropped.clear()
+    return _site

@@ -243,11 +243,19 @@ def long(client: Client) -> Told:
 
 
 def failed(client: Client) -> Told:
-    """The model breaks off."""
-    assistant, script = client.assistant(), "/say Well,\n/error cut"
+    """The model refuses in the middle of a word."""
+    assistant, script = client.assistant(), "/say Well,\n/error 400"
     thread = client.thread(messages=[{"role": "user", "content": script}])
     run = client.settled(client.run(thread, assistant))
     return Told(thread, [script], [Done(run["id"], "failed", [_M], ["Well,"], partly=True)])
+
+
+def broken(client: Client) -> Told:
+    """The answer breaks off in the middle, and the turn is done again."""
+    assistant, script = client.assistant(), "/say one two\n/error cut times=1\n/say three"
+    thread = client.thread(messages=[{"role": "user", "content": script}])
+    run = client.settled(client.run(thread, assistant))
+    return Told(thread, [script], [Done(run["id"], "completed", [_M], ["one two\nthree"])])
 
 
 def _turn(delta: int, turns: int = 1) -> dict[Point, int]:
@@ -275,6 +283,7 @@ STORIES: dict[str, Story] = {
     ),
     "enqueued": Story(enqueued, {**_turn(2, 2), "created": 2}, 2),
     "long": Story(long, {**_turn(22), "checkpointed": 1}, 1, frozenset({"checkpointed", "answered"})),
+    "broken": Story(broken, {**_turn(5), "calling": 2, "opened": 2, "broken": 1}, 2),
     "failed": Story(failed, {**_turn(1), "answered": 0}, 1),
 }
 

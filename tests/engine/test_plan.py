@@ -138,6 +138,17 @@ class TestRepetition:
         open_calls = entry("call", 2, "in_progress")
         assert move(entry("text", 1), entry("call", 1), open_calls) == call(2, open_calls)
 
+    def test_calls_that_broke_off_failed_their_step_and_the_turn_is_done_again(self) -> None:
+        broken = entry("call", 1, "failed")
+        assert move(broken) == call(1)
+        assert move(entry("text", 1), broken) == call(1, said=True)
+        assert move(broken, broken, entry("call", 1)) == call(2)
+        again = entry("call", 1, "in_progress")
+        assert move(broken, again) == call(1, again)
+        # A text that calls took the place of was not said.
+        assert move(entry("text", 1, "failed"), again) == call(1, again)
+        assert move(entry("text", 1, "failed"), entry("call", 1)) == call(2)
+
     def test_what_a_turn_that_is_done_again_has_cost_is_not_counted(self) -> None:
         left = entry("call", 2, "in_progress", (9999, 9999), kept=True)
         found = move(entry("call", 1, "completed", (100, 10)), left, max_prompt_tokens=300, max_completion_tokens=300)

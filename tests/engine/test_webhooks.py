@@ -17,7 +17,6 @@ import apsw
 import msgspec
 import pytest
 from aiohttp import web
-from loomgate.gateway.chat import Gateway, GatewayConfig
 from standardwebhooks.webhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
 from tests.support.schema import check_component
@@ -29,6 +28,7 @@ from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks, sign
 from loomgate.engine.worker import WorkerSettings
+from loomgate.gateway import Gateway, GatewayConfig
 from loomgate.settings import RunEvent, Settings, load
 from loomgate.store import open_store
 from loomgate.wire import lifecycle

@@ -5,11 +5,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from loomgate.gateway.chat import target_of
 
 from loomgate.app import provider_config
 from loomgate.errors import ProviderError, SettingError
-from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey, Retries
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries, Stored, StoredKey
+from loomgate.gateway.resolve import target_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys, SigV4
 from loomgate.settings import Provider, Secret
@@ -25,13 +25,14 @@ ARN = "arn:aws:bedrock:eu-west-1:123456789012:inference-profile/eu.amazon.nova-p
 GOOD = Canned(headers={"Content-Type": WIRE.content_type}, body=WIRE.stream(Answer(text=["Hi"])))
 
 
-def gateway(server: Replay, resolved: ResolvedKey | None = None, **more: Any) -> Gateway:
-    async def resolve(_upstream: Upstream, _workspace: str) -> ResolvedKey | None:
+def gateway(server: Replay, resolved: StoredKey | None = None, **more: Any) -> Gateway:
+    async def key(_workspace: str, _slug: str) -> StoredKey | None:
         return resolved
 
     provider = ProviderConfig(vendor="bedrock", base_url=server.base_url + "/through", region="eu-west-1", **more)
     retries = Retries(attempts=2, base=0.001, cap=0.001)
-    return Gateway(GatewayConfig(providers={"aws": provider}, default="aws", retries=retries), resolve_secret=resolve)
+    config = GatewayConfig(providers={"aws": provider}, default="aws", retries=retries)
+    return Gateway(config, stored=Stored(key=key))
 
 
 async def ask(made: Gateway, upstream: Upstream | None = None, model: str = ARN) -> list[Chunk]:
@@ -81,10 +82,10 @@ async def test_no_secret_in_errors() -> None:
 async def test_a_workspaces_key_is_used_instead_of_the_operators() -> None:
     virtual = Upstream("virtual_key", "v")
     async with Replay(GOOD) as server:
-        await ask(gateway(server, ResolvedKey(provider="aws", api_key="bedrock-key"), aws=KEYS), virtual)
-        await ask(gateway(server, ResolvedKey(provider="aws", aws=KEYS), api_key="operators"), virtual)
+        await ask(gateway(server, StoredKey(provider="aws", api_key="bedrock-key"), aws=KEYS), virtual)
+        await ask(gateway(server, StoredKey(provider="aws", aws=KEYS), api_key="operators"), virtual)
         with pytest.raises(ProviderError) as caught:
-            await ask(gateway(server, ResolvedKey(provider="aws"), aws=KEYS, api_key="operators"), virtual)
+            await ask(gateway(server, StoredKey(provider="aws"), aws=KEYS, api_key="operators"), virtual)
         assert caught.value.kind == "auth"
         bearer, signed = server.asked
     assert bearer.headers["authorization"] == "Bearer bedrock-key"
@@ -117,7 +118,7 @@ def test_where_a_call_goes() -> None:
 
     def target(**config: Any) -> tuple[str, str | None]:
         made = ProviderConfig(vendor="bedrock", aws=KEYS, **config)
-        found = target_of(row, made.base_url or row.base_url or "", made)
+        found = target_of(row, made.base_url or row.base_url or "", made, KEYS, {}, public_only=False)
         assert isinstance(found.auth, SigV4)
         assert found.api_key is None
         return found.base_url, found.auth.region
@@ -127,6 +128,13 @@ def test_where_a_call_goes() -> None:
     assert target(region="eu-west-1") == (host.format("eu-west-1"), "eu-west-1")
     assert target(base_url=host.format("ap-south-1")) == (host.format("ap-south-1"), "ap-south-1")
     assert target(base_url="http://10.0.0.1", region="eu-west-1") == ("http://10.0.0.1", "eu-west-1")
-    openai = target_of(CATALOGUE["openai"], "https://x", ProviderConfig(vendor="openai", api_key="k"))
+    openai = target_of(
+        CATALOGUE["openai"],
+        "https://x",
+        ProviderConfig(vendor="openai", api_key="k"),
+        None,
+        {},
+        public_only=False,
+    )
     assert openai.auth is None
     assert openai.secrets == ("k",)

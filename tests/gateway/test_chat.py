@@ -12,9 +12,10 @@ import pytest
 
 from loomgate import clock
 from loomgate.errors import ProviderError
-from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey, Retries
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries, Stored, StoredKey
 from loomgate.providers.transport import Timeouts
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, TextDelta, Upstream
+from loomgate.wire.policy import Config, Naming, Strategy
 from tests.providers.conformance.suite import bare
 from tests.support.upstream import QUOTA, Fault, ModelEndpoint
 from tests.support.waiting import settle, until
@@ -56,6 +57,10 @@ async def answer(gateway: Gateway, text: str, model: str = "gpt-4o", upstream: U
 def text_of(chunks: list[Chunk]) -> str:
     assert isinstance(chunks[-1], Finish)
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextDelta))
+
+
+async def refusal(gateway: Gateway, model: str, naming: Naming | None = None) -> str | None:
+    return await gateway.refusal(model, naming or Naming(), "ws")
 
 
 async def failure(gateway: Gateway, text: str, **more: Any) -> ProviderError:
@@ -131,44 +136,76 @@ async def test_what_cannot_be_routed() -> None:
     error = await failure(gateway, "Hi", model="gpt-4o")
     assert error.kind == "model_not_found"
     assert "'gpt-4o' does not exist" in error.message
-    assert gateway.refusal("scripted", DEFAULT) is None
-    assert gateway.refusal("scripted-big", DEFAULT) is None
-    assert gateway.refusal("gpt-4o", DEFAULT) is not None
-    assert gateway.refusal("scriptedly", DEFAULT) is not None
+    assert await refusal(gateway, "scripted") is None
+    assert await refusal(gateway, "scripted-big") is None
+    assert await refusal(gateway, "gpt-4o") is not None
+    assert await refusal(gateway, "scriptedly") is not None
     for name, known in (("nobody", False), ("openai", False), ("ollama", True), ("openai-compatible", False)):
-        assert (gateway.refusal("m", Upstream(kind="provider", name=name)) is None) is known
+        assert (await refusal(gateway, "m", Naming(provider=name)) is None) is known
         if not known:
-            await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))
-    assert gateway.refusal("m", Upstream(kind="virtual_key", name="x")) is None
+            error = await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))
+            assert error.kind in ("route", "auth")
+    assert await refusal(gateway, "m", Naming(virtual_key="x")) is not None
     p = ProviderConfig(vendor="groq", api_key="k")
     one = GatewayConfig(providers={"p": p}, default="p", scripted=False)
-    assert Gateway(one).refusal("anything", DEFAULT) is None
-    assert Gateway(one).refusal("scripted", DEFAULT) is None
-    assert Gateway(GatewayConfig(providers={"p": p})).refusal("anything", DEFAULT) is not None
+    assert await refusal(Gateway(one), "anything") is None
+    assert await refusal(Gateway(one), "scripted") is None
+    assert await refusal(Gateway(GatewayConfig(providers={"p": p})), "anything") is not None
+    assert await refusal(Gateway(GatewayConfig(providers={"p": p})), "@p/anything") is None
+    assert await refusal(Gateway(GatewayConfig(providers={"p": p})), "p/anything") is None
+    assert await refusal(Gateway(GatewayConfig(providers={"p": p})), "@q/anything") is not None
     for wrong in (ProviderConfig(vendor="nonsense"), ProviderConfig(vendor="ollama", base_url="localhost:11434")):
-        assert Gateway(GatewayConfig(providers={"p": wrong}, default="p")).refusal("m", DEFAULT) is not None
+        assert await refusal(Gateway(GatewayConfig(providers={"p": wrong}, default="p")), "m") is not None
 
 
-async def test_a_stored_key_is_resolved_for_the_workspace(endpoint: ModelEndpoint) -> None:
-    asked: list[tuple[Upstream, str]] = []
+async def test_a_config_can_be_followed_if_one_of_its_targets_can() -> None:
+    provider = ProviderConfig(vendor="groq", api_key="k")
 
-    async def resolve(upstream: Upstream, workspace: str) -> ResolvedKey | None:
-        asked.append((upstream, workspace))
-        if upstream.name == "gone":
-            return None
-        key = None if upstream.name == "keyless" else "sk-users-own-key-1234567"
-        return ResolvedKey(provider="main", api_key=key, base_url=endpoint.base_url)
+    async def default(_workspace: str) -> Config | None:
+        return Config(provider="p")
+
+    made = GatewayConfig(providers={"p": provider})
+    gateway = Gateway(made)
+    lost, found = Config(provider="nobody"), Config(override_params={"model": "@p/m"})
+    both = Config(strategy=Strategy(mode="fallback"), targets=[lost, found])
+    assert await refusal(gateway, "m", Naming(inline=both)) is None
+    assert await refusal(gateway, "m", Naming(inline=found)) is None
+    assert "'nobody'" in str(await refusal(gateway, "m", Naming(inline=lost)))
+    assert await refusal(gateway, "m") is not None
+    assert await refusal(Gateway(made, stored=Stored(default_config=default)), "m") is None
+
+
+async def test_a_stored_key_is_looked_up_for_the_workspace(endpoint: ModelEndpoint) -> None:
+    asked: list[tuple[str, str]] = []
+
+    async def stored(workspace: str, slug: str) -> StoredKey | None:
+        asked.append((workspace, slug))
+        key = None if slug == "keyless" else "sk-users-own-key-1234567"
+        return None if slug == "gone" else StoredKey(provider="main", api_key=key, base_url=endpoint.base_url)
+
+    async def opened(workspace: str, credential: str) -> Naming | None:
+        asked.append((workspace, credential))
+        return Naming(provider="main", api_key="sk-clients-own-1234567") if credential == "cred_1" else None
 
     endpoint.api_key = None
-    config = ProviderConfig(vendor="openai", base_url="http://127.0.0.1:9/v1", api_key=KEY)
-    gateway = Gateway(GatewayConfig(providers={"main": config}), resolve_secret=resolve)
+    config = ProviderConfig(vendor="openai", base_url=endpoint.base_url, api_key=KEY)
+    made = GatewayConfig(providers={"main": config}, trusted=frozenset({"127.0.0.1"}))
+    gateway = Gateway(made, stored=Stored(key=stored, naming=opened))
     sealed = Upstream(kind="sealed", name="main", credential="cred_1")
-    assert text_of(await answer(gateway, "/say x", upstream=sealed)) == "x"
-    assert asked == [(sealed, "ws")]
-    assert endpoint.requests[0].headers["authorization"] == "Bearer sk-users-own-key-1234567"
-    for name in ("gone", "keyless"):  # the operator's key is never used in place of one that is not there
-        assert (await failure(gateway, "x", upstream=Upstream(kind="virtual_key", name=name))).kind == "auth"
-    assert len(endpoint.requests) == 1
+    virtual = Upstream(kind="virtual_key", name="users")
+    for upstream in (sealed, virtual):
+        assert text_of(await answer(gateway, "/say x", upstream=upstream)) == "x"
+    assert asked == [("ws", "cred_1"), ("ws", "users")]
+    keys = [request.headers["authorization"] for request in endpoint.requests]
+    assert keys == ["Bearer sk-clients-own-1234567", "Bearer sk-users-own-key-1234567"]
+    # The operator's key is never used in place of one that is not there.
+    for upstream, kind in (
+        (Upstream(kind="virtual_key", name="gone"), "route"),
+        (Upstream(kind="virtual_key", name="keyless"), "auth"),
+        (Upstream(kind="sealed", name="main", credential="cred_2"), "auth"),
+    ):
+        assert (await failure(gateway, "x", upstream=upstream)).kind == kind
+    assert len(endpoint.requests) == 2
     await gateway.close()
 
 
@@ -270,6 +307,49 @@ async def test_nothing_is_repeated_after_the_first_chunk(
 async def test_an_answer_without_its_end_is_cut(endpoint: ModelEndpoint, gateway: Gateway) -> None:
     endpoint.faults.append(Fault(cut_after=700))
     assert (await failure(gateway, "/repeat 50 word")).kind == "cut"
+
+
+async def test_after_a_break_the_next_call_waits_like_any_other_try(endpoint: ModelEndpoint) -> None:
+    gateway = gateway_to(endpoint, Retries(base=1.0, cap=2.5))
+    broken: list[ProviderError] = []
+    for wait in (1.0, 2.0, 2.5):
+        broken.append(ProviderError("cut", "The connection was lost."))
+        broken[-1].path = "config"
+        before = len(endpoint.requests)
+        call = gateway.chat(chat("/say x"), DEFAULT, "ws", ("run_1", "thread_1"), broken)
+        task = asyncio.create_task(anext(call))
+        await settle()
+        clock.advance(wait - 0.1)
+        await settle()
+        assert len(endpoint.requests) == before
+        clock.advance(0.11)
+        assert await task == TextDelta("x")
+        await call.aclose()
+    await gateway.close()
+
+
+async def test_after_a_break_another_target_is_called_at_once(endpoint: ModelEndpoint) -> None:
+    async with ModelEndpoint(api_key=KEY) as other:
+        providers = {
+            name: ProviderConfig(vendor="openai", base_url=one.base_url, api_key=KEY)
+            for name, one in (("a", endpoint), ("b", other))
+        }
+        targets = [Config(provider="a"), Config(provider="b")]
+
+        async def opened(_workspace: str, _credential: str) -> Naming:
+            return Naming(inline=Config(strategy=Strategy(mode="fallback"), targets=targets))
+
+        gateway = Gateway(GatewayConfig(providers=providers), stored=Stored(naming=opened), dice=lambda: 1.0)
+        upstream = Upstream("sealed", "config", credential="cred_1")
+        call, broken = chat("/say x\n/error cut"), list[ProviderError]()
+        for asked in ((1, 0), (1, 1)):
+            with pytest.raises(ProviderError) as caught:
+                async for _ in gateway.chat(call, upstream, "ws", ("", ""), broken):
+                    pass
+            broken.append(caught.value)
+            assert (len(endpoint.requests), len(other.requests)) == asked
+        assert [error.path for error in broken] == ["config.targets[0]", "config.targets[1]"]
+        await gateway.close()
 
 
 # --- connections ---
@@ -389,7 +469,7 @@ async def test_keys_appear_nowhere(endpoint: ModelEndpoint, caplog: pytest.LogCa
     endpoint.faults.append(Fault(no_answer=True))
     await answer(gateway, "/say x")
     config = ProviderConfig(vendor="openai", api_key=KEY)
-    resolved = ResolvedKey(provider="openai", api_key=KEY)
+    resolved = StoredKey(provider="openai", api_key=KEY)
     assert KEY not in repr(config) + repr(resolved) + repr(GatewayConfig(providers={"x": config}))
     assert "next try" in caplog.text
     assert KEY not in caplog.text

@@ -1,5 +1,6 @@
 """Keys, workspaces, Portkey's headers, and the server that has no key yet (BEHAVIOUR ERR-10, -11; GATEWAY AUTH)."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +97,11 @@ def test_portkeys_ways_to_name_a_provider(portkey: Server) -> None:
     for slug in ("team", "stored"):
         expected = Upstream("virtual_key", slug)
         assert _run(portkey, {**own, "x-portkey-virtual-key": slug}) == expected
-        assert _run(portkey, {**own, "x-portkey-provider": "@" + slug}) == expected
+        assert _run(portkey, {**own, "x-portkey-provider": "@" + slug}) == Upstream("provider", "@" + slug)
         # The provider's key is stored: a bearer token besides is not one.
         assert _run(portkey, {**own, "Authorization": "Bearer x", "x-portkey-virtual-key": slug}) == expected
     for name in ("house", "@house"):
-        assert _run(portkey, {**own, "x-portkey-provider": name}) == Upstream("provider", "house")
+        assert _run(portkey, {**own, "x-portkey-provider": name}) == Upstream("provider", name)
     for bearer in (key, "OPENAI_API_KEY"):  # as Portkey's npm and Python clients send it
         headers = {**own, "Authorization": f"Bearer {bearer}", "x-portkey-provider": "openai"}
         assert _run(portkey, headers) == Upstream("provider", "openai")
@@ -115,7 +116,8 @@ def test_a_clients_own_provider_key_is_sealed_with_its_runs(portkey: Server) -> 
     first, second = _run(portkey, headers), _run(portkey, headers)
     assert (first.kind, first.name) == ("sealed", "groq")
     assert first.credential == second.credential
-    assert portkey.run(portkey.store.credentials.get("acme", first.credential)) == "gsk-mine"
+    sealed = portkey.run(portkey.store.credentials.get("acme", first.credential))
+    assert json.loads(sealed) == {"provider": "groq", "api_key": "gsk-mine"}
     assert portkey.run(portkey.store.credentials.get("else", first.credential)) is None
     for file in portkey.settings.data.iterdir():
         assert b"gsk-mine" not in file.read_bytes()
@@ -133,12 +135,17 @@ def test_a_clients_own_provider_key_is_sealed_with_its_runs(portkey: Server) -> 
         ({"x-portkey-provider": "openai-compatible", "Authorization": "Bearer k"}, "x-portkey-provider"),
         ({"x-portkey-provider": "openai", "x-portkey-virtual-key": "team"}, "x-portkey-virtual-key"),
         ({"x-portkey-config": "pc-123"}, "x-portkey-config"),
+        ({"x-portkey-config": '{"retry": {}}'}, "x-portkey-config"),
+        ({"x-portkey-config": '{"provider": "openai", "input_guardrails": ["nope"]}'}, "x-portkey-config"),
+        ({"x-portkey-config": '{"provider": "openai", "custom_host": "http://10.0.0.1"}'}, "x-portkey-config"),
         ({"x-portkey-custom-host": "http://169.254.169.254"}, "x-portkey-custom-host"),
-        ({"x-portkey-forward-headers": "a"}, "x-portkey-forward-headers"),
-        ({"x-portkey-request-timeout": "5"}, "x-portkey-request-timeout"),
-        ({"x-portkey-azure-resource-name": "r"}, "x-portkey-azure-resource-name"),
-        ({"x-portkey-aws-region": "r"}, "x-portkey-aws-region"),
-        ({"x-portkey-vertex-region": "r"}, "x-portkey-vertex-region"),
+        ({"x-portkey-custom-host": "http://10.0.0.1", "x-portkey-provider": "openai"}, "x-portkey-custom-host"),
+        ({"x-portkey-custom-host": "http://127.0.0.1", "x-portkey-virtual-key": "team"}, "x-portkey-custom-host"),
+        ({"x-portkey-forward-headers": "x-portkey-forward-headers"}, "x-portkey-forward-headers"),
+        ({"x-portkey-azure-resource-name": "../r"}, "x-portkey-azure-resource-name"),
+        ({"x-portkey-aws-region": "eu.evil.test/"}, "x-portkey-aws-region"),
+        ({"x-portkey-default-input-guardrails": "nope"}, "x-portkey-default-input-guardrails"),
+        ({"x-portkey-nonsense": "1"}, "x-portkey-nonsense"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(portkey: Server, headers: dict[str, str], named: str) -> None:
@@ -159,8 +166,10 @@ def test_a_provider_in_the_models_name(portkey: Server) -> None:
     client = portkey.client()
     body = {"assistant_id": client.assistant(instructions="Hi.")["id"], "model": "@team/gpt-4o"}
     error = client.post("/threads/runs", body, status=400)
-    assert (error["param"], error["code"]) == ("model", "invalid_value")
-    assert "x-portkey-provider" in error["message"]
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert "'@team'" in error["message"]
+    body["assistant_id"] = (client := portkey.client("acme")).assistant(instructions="Hi.")["id"]
+    assert client.post("/threads/runs", body)["model"] == "@team/gpt-4o"
 
 
 # --- no key yet ------------------------------------------------------------------------------------------------------
@@ -220,7 +229,8 @@ def test_without_keys_a_bearer_token_beside_a_provider_is_the_providers(make_ser
     server = make_server()
     upstream = _run(server, {"x-portkey-provider": "groq", "Authorization": "Bearer gsk-mine"})
     assert (upstream.kind, upstream.name) == ("sealed", "groq")
-    assert server.run(server.store.credentials.get("default", upstream.credential)) == "gsk-mine"
+    sealed = server.run(server.store.credentials.get("default", upstream.credential))
+    assert json.loads(sealed) == {"provider": "groq", "api_key": "gsk-mine"}
 
 
 def test_the_first_key_closes_the_door(make_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:

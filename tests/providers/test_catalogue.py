@@ -3,10 +3,10 @@
 from fnmatch import fnmatchcase
 
 import pytest
-from loomgate.gateway.chat import dialect_of
 
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Target
+from loomgate.providers.operations import dialect_of
 from loomgate.wire.chat import Chat, ChatMessage
 
 
@@ -15,7 +15,7 @@ def test_every_row_makes_a_request(name: str) -> None:
     row = CATALOGUE[name]
     target = Target(vendor=row, base_url=row.base_url or "http://127.0.0.1:8000/v1", api_key="k")
     call = Chat(model="m", messages=[ChatMessage(role="user", content="x")], max_completion_tokens=3)
-    made = dialect_of(row).request(call, target)
+    made = dialect_of(target).request(call, target)
     assert made.url.startswith("https://") or row.base_url is None or "127.0.0.1" in row.base_url
     if row.dialect != "openai":
         return  # the conformance suite knows what to expect

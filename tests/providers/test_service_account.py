@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from loomgate import clock
 from loomgate.app import provider_config
 from loomgate.errors import ProviderError, SettingError
-from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, ResolvedKey, Retries
+from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries, Stored, StoredKey
 from loomgate.providers.service_account import project_for, service_account
 from loomgate.settings import Provider
 from loomgate.wire.chat import Chat, ChatMessage, Finish, Upstream
+from loomgate.wire.policy import Naming
 from tests.providers.conformance.replay import Asked, Canned, Replay
 from tests.providers.conformance.suite import Answer
 from tests.providers.conformance.wire_gemini import WIRES
@@ -66,15 +67,18 @@ def granted(token: str = TOKEN, expires_in: int = 3599) -> Canned:
 
 
 @asynccontextmanager
-async def gateway(google: Replay, key: str, resolved: ResolvedKey | None = None, **more: Any) -> AsyncIterator[Gateway]:
+async def gateway(google: Replay, key: str, resolved: StoredKey | None = None, **more: Any) -> AsyncIterator[Gateway]:
     provider = ProviderConfig(vendor="vertex-ai", base_url=google.base_url, api_key=key, **more)
     retries = Retries(attempts=2, base=0.001, cap=0.001)
     config = GatewayConfig(providers={"vertex-ai": provider}, default="vertex-ai", retries=retries)
 
-    async def resolve(_upstream: Upstream, _workspace: str) -> ResolvedKey | None:
+    async def find(_workspace: str, _slug: str) -> StoredKey | None:
         return resolved
 
-    made = Gateway(config, resolve_secret=resolve)
+    async def opened(_workspace: str, _credential: str) -> Naming | None:
+        return None if resolved is None else Naming(provider="vertex-ai", api_key=resolved.api_key)
+
+    made = Gateway(config, stored=Stored(key=find, naming=opened))
     try:
         yield made
     finally:
@@ -260,7 +264,7 @@ async def test_a_ready_token_is_used_as_it_is() -> None:
 
 async def test_a_virtual_key_works_in_the_providers_project() -> None:
     async with Replay(granted()) as tokens, Replay(ANSWER) as google:
-        resolved = ResolvedKey(provider="vertex-ai", api_key=key_file(tokens.base_url))
+        resolved = StoredKey(provider="vertex-ai", api_key=key_file(tokens.base_url), private=True)
         async with gateway(google, "operators-own", resolved, project="operators") as made:
             await ask(made, Upstream(kind="virtual_key", name="slug"))
     assert bearers(google) == [TOKEN]
@@ -285,15 +289,16 @@ def test_a_client_with_its_own_key_file_works_in_its_own_project(
     assert project_for(account, given, trusted=trusted) == chosen
 
 
+@pytest.mark.parametrize("kind", ["sealed", "virtual_key"])
 @pytest.mark.parametrize(
     "host", ["http://127.0.0.1:{}", "http://oauth2.googleapis.com", "https://googleapis.com.evil.test"]
 )
-async def test_a_clients_own_key_file_cannot_choose_where_the_server_calls(host: str) -> None:
+async def test_a_clients_own_key_file_cannot_choose_where_the_server_calls(host: str, kind: Any) -> None:
     async with Replay(granted()) as tokens, Replay(ANSWER) as google:
         address = host.format(tokens.base_url.rpartition(":")[2])
-        resolved = ResolvedKey(provider="vertex-ai", api_key=key_file(address))
+        resolved = StoredKey(provider="vertex-ai", api_key=key_file(address))
         async with gateway(google, "operators-own", resolved) as made:
-            error = await failure(made, Upstream(kind="sealed", name="vertex-ai"))
+            error = await failure(made, Upstream(kind=kind, name="vertex-ai"))
     assert error.kind == "auth"
     assert "token_uri" in error.message
     assert not tokens.asked

@@ -149,7 +149,7 @@ def test_failed_before_anything_was_said(client: Client) -> None:
 
 @pytest.mark.behaviour("SSE-48", "STEP-16")
 def test_failed_in_the_middle_of_a_call(client: Client) -> None:
-    with streamed(client, '/call get_weather {"a": 1}\n/error cut', tools=[WEATHER]) as viewer:
+    with streamed(client, '/call get_weather {"a": 1}\n/error 400', tools=[WEATHER]) as viewer:
         events = viewer.events()
     assert sse.names(events) == [*BEGUN, *TOOLS, "thread.run.step.failed", "thread.run.failed", "done"]
 
@@ -283,13 +283,33 @@ def test_a_turn_that_comes_byte_by_byte(endpoint: tuple[Server, ModelEndpoint]) 
 
 
 @pytest.mark.behaviour("SSE-48", "RUN-97", "RUN-98")
-@pytest.mark.parametrize("fault", [Fault(cut_after=900), Fault(malformed=True)])
-def test_the_endpoint_breaks_off(endpoint: tuple[Server, ModelEndpoint], fault: Fault) -> None:
-    client, model = endpoint[0].client(), endpoint[1]
-    model.faults.append(fault)
-    with streamed(client, "/repeat 50 word", model="gpt-4o") as viewer:
+@pytest.mark.parametrize("fault", ["/error 400", "/error quota"])
+def test_the_endpoint_gives_up_in_the_middle(endpoint: tuple[Server, ModelEndpoint], fault: str) -> None:
+    with streamed(endpoint[0].client(), f"/repeat 50 word\n{fault}", model="gpt-4o") as viewer:
         events = viewer.events()
     assert sse.names(events)[-2:] == ["thread.run.failed", "done"]
+    code = "rate_limit_exceeded" if fault.endswith("quota") else "invalid_prompt"
+    assert last(events, "thread.run.failed")["last_error"]["code"] == code
+    assert last(events, "thread.message.incomplete")["incomplete_details"] == {"reason": "run_failed"}
+
+
+@pytest.mark.behaviour("SSE-48", "RUN-97")
+def test_the_endpoint_does_not_speak_the_language(endpoint: tuple[Server, ModelEndpoint]) -> None:
+    client, model = endpoint[0].client(), endpoint[1]
+    model.faults.append(Fault(malformed=True))
+    with streamed(client, "/repeat 50 word", model="gpt-4o") as viewer:
+        events = viewer.events()
+    assert sse.names(events) == [*BEGUN, "thread.run.failed", "done"]
     assert last(events, "thread.run.failed")["last_error"]["code"] == "server_error"
-    if "thread.message.created" in sse.names(events):
-        assert last(events, "thread.message.incomplete")["incomplete_details"] == {"reason": "run_failed"}
+
+
+@pytest.mark.behaviour("SSE-26", "SSE-40")
+def test_the_endpoint_breaks_off(endpoint: tuple[Server, ModelEndpoint]) -> None:
+    client, model = endpoint[0].client(), endpoint[1]
+    before = len(model.requests)
+    model.faults.append(Fault(cut_after=2900))
+    with streamed(client, "/repeat 50 word", model="gpt-4o") as viewer:
+        events = viewer.events()
+    assert sse.names(events) == sse.SEQUENCES["SSE-40"]
+    assert last(events, "thread.message.completed")["content"][0]["text"]["value"] == " ".join(["word"] * 50)
+    assert len(model.requests) == before + 2

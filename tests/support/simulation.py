@@ -20,13 +20,12 @@ from unittest import mock
 
 import apsw
 import msgspec
-from loomgate.gateway.chat import GatewayConfig
 
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine.service import Engine
 from loomgate.engine.worker import Worker, WorkerSettings
-from loomgate.gateway import Gateway
+from loomgate.gateway import Gateway, GatewayConfig
 from loomgate.store import Store, schema
 from loomgate.store.database import Database
 from loomgate.store.seal import Sealer

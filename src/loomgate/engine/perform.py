@@ -74,10 +74,19 @@ class Outcome(msgspec.Struct, frozen=True):
     promoted: str | None
 
 
+class Heard(msgspec.Struct):
+    """What viewers were told of a message whose answer broke off: its parts by kind, in order. They cannot be told to
+    forget it: the Node SDK (7.55) throws at a message or step that is created again."""
+
+    parts: dict[str, str]
+
+
 class Turn:
     """A model turn under way. `take` each chunk, then `finish`, or `stop` it early; each publishes through ``tell``."""
 
-    def __init__(self, runs: Runs, row: RunRow, run: Run, move: CallModel, tell: Tell) -> None:
+    def __init__(
+        self, runs: Runs, row: RunRow, run: Run, move: CallModel, tell: Tell, heard: Heard | None = None
+    ) -> None:
         self._runs = runs
         self._row = row
         self._run = run
@@ -93,6 +102,10 @@ class Turn:
         self._order: list[str] = []  # the kinds of content part, in order of appearance
         self._calls: dict[int, _Call] = {}
         self._saved = clock.now()
+        # Not None until this attempt has said all that viewers heard of the one before: told is only what is new.
+        self._behind = heard if self._spare_text is not None else None
+        self._matched = 0
+        self._muted = self._behind is not None and len(self._behind.parts) > 1
 
     @property
     def output(self) -> str:
@@ -100,9 +113,34 @@ class Turn:
         written = [*self._text, *self._refusal]
         return "".join(written + [call.name + call.arguments for call in self._calls.values()])
 
+    @property
+    def untouched(self) -> bool:
+        """Whether an earlier attempt left something open that this one has not taken over yet."""
+        return self._step is None and (self._spare_text is not None or self._spare_tools is not None)
+
+    async def broken(self, failure: Failure) -> Heard | None:
+        """The answer broke off, and the turn will be done again. Raises `LeaseLost`.
+
+        The text so far is stored, for when nothing better comes; a step with calls fails, since the next attempt may
+        make others. Answers what viewers heard of the open message: the next attempt's `Turn` wants to know.
+        """
+        if self._message is not None:
+            await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
+        elif self._step is not None:
+            commit = Commit(turn=self._turn, put_steps=[(self._failed(self._step, failure, self._step_calls()), None)])
+            await self._runs.apply(self._row, commit)
+            self._tell(self._closed(commit, {}))
+        if self._behind is not None or self._message is None:
+            return self._behind
+        return Heard({kind: "".join(self._said_of(kind)) for kind in self._order})
+
     def present(self) -> tuple[Step | None, Message | None]:
         """The open step and the open message as its events so far have told them (the store may lag behind)."""
         step = self._step
+        if self._behind is not None and (spare := step or self._spare_text) is not None:
+            assert isinstance(spare.step_details, MessageDetails)
+            message = self._new_message(spare.step_details.message_creation.message_id, spare.created_at)
+            return spare, msgspec.structs.replace(message, content=self._content(self._behind.parts))
         if step is not None and calls_tools_step(step):
             step = msgspec.structs.replace(step, step_details=ToolCallsDetails(self._step_calls()))
         message = self._message
@@ -131,15 +169,31 @@ class Turn:
             self._order.append(kind)
         into.append(text)
         index = self._order.index(kind)
-        if kind == "text":
-            self._tell([events.text_delta(self._message.id, text, first=first, index=index)])
-        else:
-            self._tell([events.refusal_delta(self._message.id, text, index=index)])
+        if self._behind is not None:
+            first = False
+            text = self._news(self._behind, kind, text)
+        if text:
+            if kind == "text":
+                self._tell([events.text_delta(self._message.id, text, first=first, index=index)])
+            else:
+                self._tell([events.refusal_delta(self._message.id, text, index=index)])
         points.reached("delta")
         if clock.now() - self._saved >= _CHECKPOINT_SECONDS:
             self._saved = clock.now()
             await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
             points.reached("checkpointed")
+
+    def _news(self, heard: Heard, kind: str, text: str) -> str:
+        """What of ``text`` goes beyond what viewers have heard already. Once it is another text, they are told nothing
+        more before its end, which tells the whole message and counts for the SDKs' snapshots."""
+        known = heard.parts.get(kind, "")[self._matched : self._matched + len(text)]
+        if self._muted or not text.startswith(known) or kind not in heard.parts:
+            self._muted = True
+            return ""
+        self._matched += len(known)
+        if self._matched == len(heard.parts[kind]):
+            self._behind = None
+        return text[len(known) :]
 
     async def _open_message(self) -> None:
         now = clock.timestamp()
@@ -158,6 +212,8 @@ class Turn:
         applied = await self._runs.apply(self._row, commit)
         points.reached("opened")
         self._step, self._message, self._saved = step, message, clock.now()
+        if self._behind is not None:
+            return  # viewers know of both
         body = applied.bodies[message.id]
         self._tell(
             [
@@ -172,7 +228,8 @@ class Turn:
         await self._open_message()
         assert self._message is not None
         self._order.append("text")
-        self._tell([events.text_delta(self._message.id, "", first=True)])
+        if self._behind is None:
+            self._tell([events.text_delta(self._message.id, "", first=True)])
 
     async def _call(self, chunk: chat.ToolCallDelta) -> None:
         call = self._calls.get(chunk.index)
@@ -205,6 +262,8 @@ class Turn:
         if self._message is not None:
             # The turn's tokens are known only at its end: they go to the step that ends it (docs/why/journal.md).
             self._close_message(commit, "complete", now, Usage())
+        elif self._behind is not None and self._spare_text is not None:
+            self._give_up(commit, self._spare_text, self._behind, now)
         closed_step, closed_message = self._step, self._message
         if self._spare_tools is not None:
             step, self._spare_tools = self._spare_tools, None
@@ -216,7 +275,7 @@ class Turn:
         points.reached("opened" if closed_message is None else "switched")
         if closed_message is not None and closed_step is not None:
             self._said = True
-            self._tell(self._closed(commit, applied.bodies))
+        self._tell(self._closed(commit, applied.bodies))
         self._step, self._message = step, None
         self._tell(self._opened(step))
 
@@ -310,6 +369,25 @@ class Turn:
         done = lifecycle.step_on(lifecycle.STEP, self._open_step, "complete", now, usage=usage)
         commit.put_steps.append((done, None))
 
+    def _give_up(self, commit: Commit, step: Step, heard: Heard, now: int) -> None:
+        """Close the text of a broken answer in whose place calls have come: viewers have heard it, so it stays."""
+        assert isinstance(step.step_details, MessageDetails)
+        message = self._new_message(step.step_details.message_creation.message_id, step.created_at)
+        message = msgspec.structs.replace(message, content=self._content(heard.parts))
+        details = IncompleteMessage("run_failed")
+        commit.put_messages.append(
+            lifecycle.step_on(lifecycle.MESSAGE, message, "cut", now, incomplete_details=details)
+        )
+        commit.put_steps.append((self._failed(step, Failure("server_error", "The answer broke off."), None), None))
+        self._spare_text = self._behind = None
+
+    def _failed(self, step: Step, failure: Failure, calls: list[StepToolCall] | None) -> Step:
+        code = "rate_limit_exceeded" if failure.code == "rate_limit_exceeded" else "server_error"
+        fields: dict[str, object] = {"last_error": Failure(code, failure.message)}
+        if calls is not None:
+            fields["step_details"] = ToolCallsDetails(calls)
+        return lifecycle.step_on(lifecycle.STEP, step, "fail", clock.timestamp(), **fields)
+
     def _cut(self, reason: str, now: int) -> Message:
         details = IncompleteMessage(reason)
         return lifecycle.step_on(lifecycle.MESSAGE, self._so_far(), "cut", now, incomplete_details=details)
@@ -359,12 +437,17 @@ class Turn:
 
     def _so_far(self) -> Message:
         assert self._message is not None
-        parts: dict[str, Content] = {
-            "text": TextContent(Text("".join(self._text))),
-            "refusal": RefusalContent("".join(self._refusal)),
-        }
-        content = [parts[kind] for kind in self._order] or [parts["text"]]
-        return msgspec.structs.replace(self._message, content=content)
+        said = {kind: "".join(self._said_of(kind)) for kind in self._order}
+        return msgspec.structs.replace(self._message, content=self._content(said))
+
+    def _said_of(self, kind: str) -> list[str]:
+        return self._text if kind == "text" else self._refusal
+
+    def _content(self, parts: dict[str, str]) -> list[Content]:
+        return [
+            TextContent(Text(text)) if kind == "text" else RefusalContent(text)
+            for kind, text in (parts or {"text": ""}).items()
+        ]
 
     def _step_calls(self) -> list[StepToolCall]:
         return [StepToolCall(c.id, FunctionStepCall(c.name, c.arguments)) for c in self._calls.values()]

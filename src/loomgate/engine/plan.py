@@ -74,7 +74,9 @@ def next_move(snapshot: Snapshot) -> Move:
     turn = entries[-1].turn if entries else 0
     last_turn = [entry for entry in entries if entry.turn == turn]
     left_open = tuple(entry for entry in last_turn if entry.step.status in lifecycle.STEP["complete"].sources)
-    if not left_open:
+    # A step of calls that failed in a run that goes on: the answer broke off, and the turn is done again without it.
+    broke = bool(last_turn) and last_turn[-1].step.status == lifecycle.STEP["fail"].target
+    if not left_open and not broke:
         if entries and isinstance(entries[-1].step.step_details, MessageDetails):
             return Finish()
         turn += 1
@@ -87,8 +89,9 @@ def next_move(snapshot: Snapshot) -> Move:
         return Cut("max_completion_tokens")
     if prompt_left is not None and prompt_left <= 0:
         return Cut("max_prompt_tokens")
-    said = bool(left_open) and any(
-        isinstance(entry.step.step_details, MessageDetails) for entry in last_turn if entry not in left_open
+    said = bool(left_open or broke) and any(
+        isinstance(entry.step.step_details, MessageDetails) and entry.step.status == lifecycle.STEP["complete"].target
+        for entry in last_turn
     )
     return CallModel(turn, prompt_left, completion_left, turn == 1, left_open, said)
 

@@ -15,6 +15,7 @@ Point = Literal[
     "delta",  # a piece of the answer went out
     "checkpointed",  # a long answer's text so far is stored
     "switched",  # text is done and stored, tool calls began in the same turn
+    "broken",  # an answer broke off in the middle; its text so far is stored, the turn is done again
     "answered",  # the model has finished; nothing of the end is stored
     "settled",  # the end of the turn is stored; its events did not go out
     "submitted",  # tool outputs are stored; no worker was woken

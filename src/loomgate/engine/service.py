@@ -6,7 +6,7 @@ time ends it first, so nobody ever sees an overdue run as active (BEHAVIOUR RUN-
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -105,8 +105,16 @@ class Engine:
         """Why a run with ``model`` cannot be routed the way that ``naming`` says, or ``None`` (RUN-16)."""
         return await self._gateway.refusal(model, naming, workspace)
 
-    async def remembered(self, naming: Naming, workspace: str) -> Upstream:
-        """``naming`` as a run keeps it: by reference where it only names things, else sealed as a whole (PRX-19)."""
+    async def check(self, workspace: str, naming: Naming) -> None:
+        """Raises a 400 `ApiError` that names the header when ``naming`` names what does not exist."""
+        await self._gateway.check(workspace, naming)
+
+    async def remembered(self, naming: Naming, workspace: str, headers: Mapping[bytes, bytes]) -> Upstream:
+        """``naming`` as a run keeps it: by reference where it only names things, else sealed as a whole (PRX-19), with
+        what its model calls will want of the client's ``headers``."""
+        naming = await self._gateway.kept(naming, workspace, headers)
+        if naming.virtual_key is not None or (naming.provider or "").startswith("@"):
+            naming = msgspec.structs.replace(naming, api_key=None)  # the stored key is used, never this one
         named = {
             kind: name
             for kind, name in (
@@ -116,12 +124,10 @@ class Engine:
             )
             if name is not None
         }
-        if named.get("provider", "").startswith("@"):
-            named["virtual_key"] = named.pop("provider")[1:]
         kind, name = next(iter(named.items()), ("default", ""))
         kept = Upstream(kind, name, trace_id=naming.trace_id, metadata=naming.metadata)  # pyright: ignore[reportArgumentType]
         lasting = msgspec.structs.replace(naming, trace_id=None, span_id=None, parent_span_id=None, metadata={})
-        if self._gateway.way(msgspec.structs.replace(kept, trace_id=None, metadata={})) == lasting:
+        if self._gateway.way(kept) == lasting:
             return kept
         credential = await self.store.credentials.keep(workspace, msgspec.json.encode(lasting).decode())
         return msgspec.structs.replace(kept, kind="sealed", name=name or "config", credential=credential)

@@ -17,7 +17,7 @@ import msgspec
 from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine import context, plan, points
-from loomgate.engine.perform import Outcome, Turn, failure_of
+from loomgate.engine.perform import Heard, Outcome, Turn, failure_of
 from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
 from loomgate.gateway import Gateway
 from loomgate.providers import tokens
@@ -32,7 +32,7 @@ from loomgate.wire.threads import Message
 log = logging.getLogger(__name__)
 
 _CLAIM = 32  # runs claimed in one transaction
-_MOST_BREAKS = 3  # how often an answer may break in the middle before its run fails
+_MOST_BREAKS = 3  # how often a turn is done again whose answer broke in the middle
 _BREAKS = frozenset({"cut", "timeout", "server", "overloaded", "rate_limit", "connect", "malformed"})
 _TICK = 1.0  # longest time between two looks at deadlines
 
@@ -66,8 +66,9 @@ class _Drive:
         self._spec = claimed.spec
         self._journal: Journal | None = None
         self._turn: Turn | None = None
-        self._broke = 0
-        self._skip: frozenset[str] = frozenset()
+        self._breaks: list[ProviderError] = []  # with which answers to the present turn broke in the middle
+        self._turn_of_breaks = 0
+        self._heard: Heard | None = None
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -180,47 +181,66 @@ class _Drive:
         if call is None:
             return self._settle(await self._simple("cut", incomplete_details=IncompleteRun("max_prompt_tokens")))
         points.reached("calling")
-        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell)
+        turn = self._turn = Turn(runs, self.row, self._run, move, self._tell, self._heard)
+        self._heard = None
         try:
             try:
-                end = await self._stream(call, turn)
+                end = await self._stream(call, move, turn)
                 return self._settle(await turn.finish(end, _usage(call, turn, end)))
             except ProviderError as error:
                 log.info("run %s: the model call failed (%s): %s", self.row.id, error.kind, error.message)
-                if self._repeats(error, turn):
+                if self._repeats(error, move):
+                    self._heard = await turn.broken(failure_of(error))
+                    points.reached("broken")
                     self._journal = await runs.journal(self.row.id)
                     return False
-                return self._settle(await turn.stop("fail", failure_of(error)))
+                return self._settle(await self._stopped(turn, "fail", failure_of(error)))
             except _Interrupted as interrupted:
                 if interrupted.why != "look":
                     raise
                 verb = await self._asked_to_end()
                 if verb is None:
                     raise _Interrupted("stop") from None  # a false alarm cut the call: whoever claims it does it again
-                return self._settle(await turn.stop(verb))
+                return self._settle(await self._stopped(turn, verb))
         except IllegalTransition:
             # The run was changed while the turn ended: somebody asked to cancel it.
             verb = await self._asked_to_end()
             if verb is None:
                 raise
-            return self._settle(await turn.stop(verb))
+            return self._settle(await self._stopped(turn, verb))
 
-    def _repeats(self, error: ProviderError, turn: Turn) -> bool:
-        """Whether to do a turn again whose answer broke in the middle, on the next target if its config has one.
+    def _repeats(self, error: ProviderError, move: plan.CallModel) -> bool:
+        """Whether to do a turn again whose answer broke in the middle, on another target if its config has one.
 
         It takes over the steps and the message that the broken one opened, as after a crash (docs/why/journal.md). What
-        broke before its first word was tried again by the gateway.
+        fails before its first word was tried again by the gateway (`Gateway.chat`).
         """
-        if not turn.output or error.kind not in _BREAKS or self._broke >= _MOST_BREAKS:
+        if self._turn_of_breaks != move.turn:
+            self._turn_of_breaks, self._breaks = move.turn, []
+        if error.path is None or error.kind not in _BREAKS or len(self._breaks) >= _MOST_BREAKS:
             return False
-        self._broke += 1
-        if error.path is not None:
-            self._skip |= {error.path}
+        self._breaks.append(error)
         return True
 
-    async def _stream(self, call: chat.Chat, turn: Turn) -> chat.Finish:
+    async def _stopped(self, turn: Turn, verb: RunVerb, failure: Failure | None = None) -> Outcome:
+        """End the run in the middle of ``turn``, with what an earlier attempt left if this one has said nothing."""
+        if not turn.untouched:
+            return await turn.stop(verb, failure)
+        ended = await self._store.runs.end(self.row.id, verb, fence=self.row.fence, failure=failure)
+        if ended is None:
+            raise IllegalTransition(verb, self._run.status)
+        return Outcome(ended.run, ended.events, ended.promoted)
+
+    async def _stream(self, call: chat.Chat, move: plan.CallModel, turn: Turn) -> chat.Finish:
         """Take the model's chunks until the last one. Raises `ProviderError`, `_Interrupted`, `LeaseLost`."""
-        chunks = self._worker.gateway.chat(call, self._spec.upstream, self.row.workspace, self._skip, self._broke)
+        whose = (self.row.id, self.row.thread_id)
+        chunks = self._worker.gateway.chat(
+            call,
+            self._spec.upstream,
+            self.row.workspace,
+            whose,
+            self._breaks if move.turn == self._turn_of_breaks else (),
+        )
         async with aclosing(chunks):
             while True:
                 chunk = await self._next(chunks)

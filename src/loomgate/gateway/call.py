@@ -37,6 +37,7 @@ class Request:
         "naming",
         "path",
         "query",
+        "run",
         "workspace",
     )
 
@@ -53,6 +54,7 @@ class Request:
         content_type: str = "application/json",
         body: bytes = b"",
         chat: Chat | None = None,
+        run: tuple[str, str] = ("", ""),
     ) -> None:
         self.endpoint = endpoint
         self.naming = naming
@@ -64,6 +66,7 @@ class Request:
         self.content_type = content_type
         self.body = body
         self.chat = chat  # a run's model call: its answer is wanted as chunks
+        self.run = run  # whose call it is: the run's id and its thread's
         self._fields: Fields | None = None
 
     @property
@@ -151,8 +154,9 @@ class Answer:
 
     ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
     GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
-    it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by the
-    gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06).
+    it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by
+    the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06). ``tries``: how often in all a run
+    may call where it came from when no config says it; ``None``: as often as the gateway's settings say.
     """
 
     __slots__ = (
@@ -170,6 +174,7 @@ class Answer:
         "status",
         "stream",
         "trace_id",
+        "tries",
         "usage",
     )
 
@@ -197,6 +202,7 @@ class Answer:
         self.hooks: Any = None
         self.error: ProviderError | None = None
         self.final = False
+        self.tries: int | None = None
 
     async def close(self) -> None:
         """Let go of what is still open: an answer that is not used must not keep its connection."""

@@ -21,7 +21,7 @@ from loomgate.providers.failure import masked
 from loomgate.providers.operations import dialect_of, operation, proxied
 from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.transport import Reply, Timeouts, Transport
-from loomgate.wire.chat import Chunk, Finish
+from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
 
 _LONGEST_ERROR = 64 * 1024
@@ -42,7 +42,8 @@ _OUR_PREFIX = b"x-portkey-"
 
 # The status by which a failure without an answer is told (RTY-10, GERR-03), and its type.
 _STATUS = {"timeout": 504, "connect": 503, "cut": 502, "malformed": 502, "auth": 401, "invalid": 400}
-# What a refusal of our own means to a run (PRX-19).
+# What a refusal of our own means to a run (PRX-19), by its status or else by what it is about: a way that leads nowhere
+# is no fault of the prompt.
 _KIND: dict[int, ProviderErrorKind] = {
     401: "auth",
     404: "model_not_found",
@@ -50,6 +51,10 @@ _KIND: dict[int, ProviderErrorKind] = {
     412: "quota",
     429: "rate_limit",
 }
+_ASTRAY = frozenset(
+    "unknown_provider provider_required provider_address_required invalid_custom_host invalid_config "
+    "model_not_allowed".split()
+)
 ANTHROPIC = frozenset({"messages", "count_tokens"})  # endpoints whose clients read Anthropic's errors
 _TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
 
@@ -79,9 +84,11 @@ class Exchange:
         secrets = target.secrets
         try:
             if target.vendor.auth == "service_account":
-                target = await self._tokens.opened(target, timeouts, trusted=not target.public_only)
+                target = await self._tokens.opened(target, timeouts, trusted=resolved.vouched)
                 secrets = (*target.secrets, *secrets)
             answer = await self._send(request, resolved, target, effective, fields, timeouts)
+            if answer.error is not None:  # an endpoint may repeat what it was sent
+                answer.error.message = masked(answer.error.message, *secrets)
         except ProviderError as error:
             if limit is not None and error.kind == "timeout":
                 answer = timed_out(limit)
@@ -99,8 +106,7 @@ class Exchange:
 
     async def play(self, request: Request, fields: Fields, tries: int) -> Answer:
         """The deterministic model's answer: no endpoint, the same ways back."""
-        front = FRONTS[request.endpoint.name]
-        call = request.chat or front.chat(fields)
+        call = _chat(request, fields)
         about = _about("scripted", call.model, fields)
         try:
             answer = await self._told(request, scripted.stream(call, tries), about, stream=call.stream)
@@ -139,7 +145,7 @@ class Exchange:
         front, dialect = FRONTS.get(name), dialect_of(target)
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)
-        chat = request.chat if request.chat is not None and fields is request.fields else front.chat(fields)
+        chat = _chat(request, fields)
         if chat.model != resolved.model and resolved.model is not None:
             chat = msgspec.structs.replace(chat, model=resolved.model)
         reply = await self._reply(dialect.request(chat, target), target, effective, request, timeouts)
@@ -148,14 +154,14 @@ class Exchange:
             answer.error = dialect.error(reply.status, reply.headers, said)
             return answer
         about = _about(resolved.provider, chat.model, fields, strict=_strict(request, effective))
-        answer = await self._told(request, _chunks(reply, dialect.decoder()), about, stream=chat.stream)
+        answer = await self._told(request, _chunks(reply, dialect.decoder(), target.secrets), about, stream=chat.stream)
         answer.headers += _passing(reply)
         return answer
 
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        """Send ``call`` with what proves it and the headers that the client wants to go along (RH-13, RH-19 to RH-21)."""
+        """Send ``call`` with what proves it and the headers that go along (RH-13, RH-19 to RH-21)."""
         more = _forwarded(request, effective, target)
         if more or target.public_only:
             call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
@@ -233,7 +239,7 @@ def refused(request: Request, error: ApiError) -> Answer:
         request, error.status, error.message, error.type, param=error.param, code=error.code, details=error.details
     )
     answer.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
-    answer.error = ProviderError(_KIND.get(error.status, "invalid"), error.message, status=error.status)
+    answer.error = error_of(error)
     return answer
 
 
@@ -245,6 +251,18 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     answer = error_answer(request, status, message, type, provider=provider, code=error.kind)
     answer.error = error
     return answer
+
+
+def error_of(error: ApiError, *, astray: bool = False) -> ProviderError:
+    """What a refusal of our own means to a run (PRX-19); ``astray``: it came before any target was reached."""
+    kind = _KIND.get(error.status)
+    if kind is None:
+        is_route = astray or error.code in _ASTRAY
+        kind = "server" if error.status >= 500 else "route" if is_route else "invalid"
+    asked = error.headers.get("retry-after", "")
+    return ProviderError(
+        kind, error.message, status=error.status, retry_after=float(asked) if asked.isdecimal() else None
+    )
 
 
 def timed_out(milliseconds: int) -> Answer:
@@ -259,11 +277,24 @@ def unsupported(request: Request, provider: str) -> Answer:
     message = f"{request.endpoint.inner} is not supported by {provider}"
     answer = error_answer(request, 500, message, "invalid_request_error", code="unsupported_endpoint")
     answer.final = True
-    answer.error = ProviderError("invalid", message)
+    answer.error = ProviderError("route", message)
     return answer
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _chat(request: Request, fields: Fields) -> Chat:
+    """The model call that ``fields`` are: a run's own, if no more than its model is another."""
+    call = request.chat
+    if call is None:
+        return FRONTS[request.endpoint.name].chat(fields)
+    given = request.fields
+    if fields is given:
+        return call
+    if len(fields) == len(given) and all(fields[name] is given.get(name) for name in fields if name != "model"):
+        return msgspec.structs.replace(call, model=str(fields["model"]))
+    return FRONTS[request.endpoint.name].chat(fields)
 
 
 def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:
@@ -283,14 +314,18 @@ async def _pieces(reply: Reply) -> AsyncGenerator[bytes, None]:
             yield piece
 
 
-async def _chunks(reply: Reply, decoder: Decoder) -> AsyncGenerator[Chunk, None]:
+async def _chunks(reply: Reply, decoder: Decoder, secrets: tuple[str | None, ...]) -> AsyncGenerator[Chunk, None]:
     async with reply:
         over = False
-        while not over:
-            data = await reply.piece()
-            for chunk in decoder.feed(data) if data else decoder.end():
-                yield chunk
-                over = isinstance(chunk, Finish)
+        try:
+            while not over:
+                data = await reply.piece()
+                for chunk in decoder.feed(data) if data else decoder.end():
+                    yield chunk
+                    over = isinstance(chunk, Finish)
+        except ProviderError as error:
+            error.message = masked(error.message, *secrets)  # an endpoint may repeat the key within a stream, too
+            raise
         reply.hurry(_DRAIN)
         try:
             while await reply.piece():

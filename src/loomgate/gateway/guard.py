@@ -1,4 +1,4 @@
-"""Guardrails on the way of one request to one target: before the call, and on the answer, be it the endpoint's or the cache's.
+"""Guardrails on the way of one request to one target: before the call, and on the answer, wherever it is from.
 
 What must live here: what a verdict does to an answer (GATEWAY GR-08 to GR-16). What must not: how a verdict is found
 (``guardrails``).
@@ -11,7 +11,7 @@ import msgspec
 
 from loomgate.errors import ProviderError
 from loomgate.gateway.call import Answer, Effective, Fields, Request
-from loomgate.gateway.exchange import JSON
+from loomgate.gateway.exchange import JSON, failed
 from loomgate.gateway.gather import chunks_of, collect, gathered, overheard, pieces_of, whole_body
 from loomgate.gateway.guardrails import Guards, denied_body, with_results
 from loomgate.gateway.resolve import Resolved
@@ -115,7 +115,13 @@ class Guard:
 
     async def _held_back(self, answer: Answer, after: tuple[Any, ...]) -> Answer:
         """A stream that may be denied is not begun before the verdict (which the reference does not do: GR-16)."""
-        pieces, chunks = await collect(answer)
+        try:
+            pieces, chunks = await collect(answer)
+        except ProviderError as error:
+            # Nothing has gone out yet: it is a failure like any other, so that it may be tried again, or elsewhere.
+            broken = failed(self._request, answer.provider, error)
+            broken.provider, broken.model = answer.provider, answer.model
+            return broken
         found = gathered(self._request, answer, pieces, chunks)
         if found is not None:
             outcome = await self._guards.run(after, self._subject("output", found))

@@ -46,12 +46,18 @@ async def keep(cache: AnswerCache, plan: CachePlan, request: Request, answer: An
     overheard(answer, _LONGEST, heard)
 
 
-def replayed(request: Request, hit: Hit, provider: str, model: object) -> Answer:
-    """The answer that ``hit`` is to ``request``: to a stream as the stream it might have been (CCH-06)."""
+def replayed(request: Request, hit: Hit, provider: str, model: object) -> Answer | None:
+    """The answer that ``hit`` is to ``request``: to a stream as the stream it might have been (CCH-06).
+
+    ``None``: it is of no use to a run, which cannot read all that an endpoint may say.
+    """
     answer = Answer(200, hit.body, headers=[(b"content-type", hit.content_type.encode("latin-1"))])
     answer.provider, answer.model = provider, model if isinstance(model, str) else ""
     if request.chat is not None:
-        answer.body, answer.chunks = None, chunks_of(read_whole(request, hit.body) or [])
+        found = read_whole(request, hit.body)
+        if found is None:
+            return None
+        answer.body, answer.chunks = None, chunks_of(found)
     elif request.stream and (front := FRONTS.get(request.endpoint.name)) is not None:
         found = whole_body(answer)
         if found is not None:

@@ -4,6 +4,7 @@ What must live here: remembering, and the gateway's view of what is found. What 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -84,7 +85,7 @@ class Lookup:
     async def naming(self, workspace: str, credential: str) -> Naming | None:
         """The sealed way of a run."""
         sealed = await self._store.credentials.get(workspace, credential)
-        return None if sealed is None else msgspec.json.decode(sealed, type=Naming)
+        return None if sealed is None else _naming(sealed)
 
     async def parents(self) -> Mapping[str, str]:
         """For each stored key that was made from an integration, under which other id its spending counts as well.
@@ -125,6 +126,12 @@ class Lookup:
             ),
             opened=found,
         )
+
+
+@lru_cache(maxsize=512)
+def _naming(sealed: str) -> Naming:
+    """The same object for every call of a run, whose config is then compiled once."""
+    return msgspec.json.decode(sealed, type=Naming)
 
 
 def _limits(budget: accounts.Budget) -> KeyLimits:

@@ -180,7 +180,7 @@ class Record:
         if answer_body is None and self._pieces is None:
             answer_body = answer.body
         held = self._meter.held
-        weight = len(self.request.body)
+        weight = len(self.request.body) or _weight(self.request)
         if answer_body is not None:
             size = self._size = len(answer_body)
             if size > held:
@@ -376,6 +376,14 @@ class Meter:
                 await clock.sleep(seconds)
             else:
                 return
+
+
+def _weight(request: Request) -> int:
+    """About how many bytes a run's call holds, whose body is made only when it is written."""
+    if request.chat is None:
+        return 0
+    parts = (message.content for message in request.chat.messages)
+    return sum(len(part) if isinstance(part, str) else 1000 for part in parts if part)
 
 
 def _traced(request: Request) -> str:

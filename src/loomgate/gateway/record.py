@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
+import msgspec
+
 from loomgate.errors import ApiError
 from loomgate.gateway.call import Answer, Fields, Request
 from loomgate.gateway.prices import Prices
@@ -22,6 +24,8 @@ MASK = "***"
 TAIL = 4096  # bytes of the end of an answer that are looked at, though not kept, when it is too long to keep
 _LARGEST_PLAIN = 8 * 1024 * 1024  # bytes that a compressed answer may unpack to for its usage to be looked up
 _ANSWERS = frozenset({"chat", "complete", "messages", "embed", "respond"})  # endpoints whose answers name a model
+
+_encode = msgspec.json.Encoder().encode
 
 # Names of headers and query parameters whose values are secrets or may hold one.
 _SECRET = re.compile(
@@ -93,7 +97,8 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
         cost = prices.cost(answer.provider, model, usage, units)
     logged = naming.debug
     sensitive = tuple(name.lower() for name in naming.sensitive)
-    kept_request = _kept_text(request.body, bodies, request.content_type) if logged else None
+    sent = request.body if request.chat is None else _encode(_fields(request))
+    kept_request = _kept_text(sent, bodies, request.content_type) if logged else None
     kept_answer = _kept_text(body if not seen.tail else seen.body, bodies, content_type) if logged else None
     facts = CallFacts(
         id=new_log_id(seen.ended),
@@ -136,7 +141,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
         response_headers=masked_headers(headers, sensitive) if logged else {},
         request_type=request.content_type,
         response_type=content_type,
-        request_size=len(request.body),
+        request_size=len(sent),
         response_size=seen.size,
     )
     return Made(CallRecord(facts, kept_request, kept_answer), fields, request.headers)

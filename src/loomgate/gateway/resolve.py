@@ -1,7 +1,7 @@
 """From names to endpoints: which address, with whose key, a target of a config stands for (GATEWAY section 2).
 
-What must live here: the order in which names are looked up, and whose secret may go where. What must not: choosing among
-targets (``route``), sending.
+What must live here: the order in which names are looked up, and whose secret may go where. What must not: choosing
+among targets (``route``), sending.
 
 A stored secret (the operator's, a virtual key's) goes only to the address it was stored with: a request that names a
 custom host brings its own key, or none.
@@ -25,13 +25,17 @@ from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model."""
+    """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model.
+
+    ``vouched``: the key is one that the operator gave, so it may say which address it is exchanged at.
+    """
 
     provider: str
     target: Target
     config: ProviderConfig
     model: str | None = None
     stored: str | None = None
+    vouched: bool = True
     budgets: tuple[Budget, ...] = ()
 
 
@@ -56,7 +60,9 @@ class Resolver:
             return await self._by_stored(request, effective, name[1:], model)
         if name is None:
             name, model = self._by_model(request, model)
-        return self._made(effective, name, self._of(name, api_key, effective), model)
+        made = self._made(effective, name, self._of(name, api_key, effective), model)
+        own = api_key is not None or _has_secrets(effective)
+        return msgspec.structs.replace(made, vouched=False) if own else made
 
     async def refusal(self, request: Request, effective: Effective, model: str) -> str | None:
         """Why a run's model call could not be routed, or ``None``."""
@@ -93,7 +99,7 @@ class Resolver:
         if found.opened is not None and model is not None and not found.opened.allows(model):
             raise bad_request(f"The model '{model[:200]}' is not allowed with '@{slug}'.", "model", "model_not_allowed")
         made = self._made(effective, found.provider, config, model)
-        return msgspec.structs.replace(made, stored=slug, budgets=found.budgets)
+        return msgspec.structs.replace(made, stored=slug, budgets=found.budgets, vouched=found.private)
 
     def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
         """The provider for a model when nothing else names one, and the model's name there."""

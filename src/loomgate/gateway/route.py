@@ -68,6 +68,10 @@ class Router:
             skip = _NO_PATHS
         return await self._walk(node, request, attempt, skip)
 
+    def leads_past(self, node: Node, request: Request, skip: frozenset[str]) -> bool:
+        """Whether `walk` would find a target that is not in ``skip``."""
+        return bool(skip) and node.strategy is not None and self._is_open_to(node, request, skip)
+
     async def _walk(self, node: Node, request: Request, attempt: Attempt, skip: frozenset[str]) -> Answer:
         strategy = node.strategy
         if strategy is None:

@@ -24,6 +24,7 @@ from loomgate.http.call import Answer, Call, Handler, Streamed
 from loomgate.http.faults import overloaded, server_error
 from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.metrics import metrics
+from loomgate.http.naming import NOTHING
 from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
@@ -187,6 +188,8 @@ class _Endpoint:
         )
         reply.organization = caller.workspace
         raw_query: bytes = scope["query_string"]
+        if caller.naming is not NOTHING:
+            await engine.check(caller.workspace, caller.naming)
         if not self._admin:
             _check_version(self._dialect, headers, scope, raw_query)
         body = b""

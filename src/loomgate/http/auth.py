@@ -44,7 +44,7 @@ class Caller(msgspec.Struct, frozen=True):
     """
 
     workspace: str
-    naming: Naming = Naming()
+    naming: Naming = NOTHING
     keyless: bool = False
     admin: bool = False
     key_id: str | None = None
@@ -64,7 +64,7 @@ class Auth:
         self._looked = float("-inf")
 
     async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool, upstream: bool = True) -> Caller:
-        """Who sent a request with ``headers`` (lower-case names); without ``upstream``, what they name is not looked at.
+        """Who sent a request with ``headers`` (lower-case names); without ``upstream``, what they name is ignored.
 
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for headers
         that cannot be read.

@@ -9,9 +9,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from loomgate.errors import bad_request
 from loomgate.http import checks
-from loomgate.http.refusal import out_of_range, shortened
+from loomgate.http.refusal import out_of_range
 from loomgate.store.assistants import Sampling
 from loomgate.wire.assistants import Assistant, AssistantFields, CreateAssistant, ModifyAssistant
 from loomgate.wire.chat import Upstream
@@ -218,13 +217,6 @@ def run(request: CreateRun | CreateThreadAndRun, thread_id: str, assistant: Assi
     checks.tool_choice(choice, tools)
     checks.runnable(tools)
     model = given(request.model) or assistant.model
-    if model.startswith("@"):
-        raise bad_request(
-            f"Invalid 'model': '{shortened(model)}'. Expected a plain model name: name its provider in the header "
-            "x-portkey-provider instead.",
-            "model",
-            "invalid_value",
-        )
     instructions = _or(request.instructions, assistant.instructions)
     added = given(request.additional_instructions) if isinstance(request, CreateRun) else None
     if added:

@@ -61,7 +61,7 @@ async def _composed(call: Call, request: CreateRun | CreateThreadAndRun, thread_
     refusal = await call.engine.refusal(run.model, naming, call.workspace)
     if refusal is not None:
         raise bad_request(shortened(refusal, 500), "model", "model_not_found")  # RUN-16
-    upstream = await call.engine.remembered(naming, call.workspace)
+    upstream = await call.engine.remembered(naming, call.workspace, call.headers)
     spec = compose.spec(request, sampling, upstream, include, cancel_on_disconnect=settings.cancel_on_disconnect)
     return run, spec
 

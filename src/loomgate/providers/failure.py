@@ -22,6 +22,7 @@ _KINDS: dict[int, ProviderErrorKind] = {
     404: "model_not_found",
     408: "timeout",
     409: "overloaded",  # vendors answer this for a lock they could not take in time
+    412: "quota",  # a gateway's word for a budget that is used up (GATEWAY GERR-10)
     425: "overloaded",
     429: "rate_limit",
     498: "overloaded",  # groq: no capacity in the flex tier

@@ -126,7 +126,8 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``provider`` is the name of a vendor or a configured provider, or ``@slug``; ``config`` is a saved slug, ``inline``
     a config sent whole; ``options`` are provider data under their config names (``resource_name``, ``aws_region`` …);
-    ``request_timeout`` is in milliseconds; ``forward`` are client headers that go upstream as they are.
+    ``request_timeout`` is in milliseconds; ``forward`` are client headers that go upstream as they are. ``headers`` are
+    those that a run keeps of its creation, for targets that ask for them (lower-case names).
     """
 
     provider: str | None = None
@@ -139,6 +140,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_timeout: int | None = None
     strict: bool = True
     forward: dict[str, str] = {}
+    headers: dict[str, str] = {}
     trace_id: str | None = None
     span_id: str | None = None
     span_name: str | None = None
