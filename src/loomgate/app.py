@@ -275,9 +275,11 @@ def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
     """How uvicorn carries ``application``: no access log, no trust in forwarded addresses, our own lifespan."""
     import uvicorn
 
+    from loomgate.http.protocol import Protocol
+
     return uvicorn.Config(
         application,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         access_log=False,
