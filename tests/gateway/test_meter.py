@@ -1,6 +1,5 @@
 """The log of calls: what a record holds and what never, that taking it down is cheap, and that none is lost unseen."""
 
-import asyncio
 import gzip
 import random
 import time
@@ -20,6 +19,7 @@ from loomgate.wire.calls import CallFacts, CallRecord, first_log_id, log_object,
 from loomgate.wire.chat import Usage
 from loomgate.wire.endpoints import ENDPOINTS, EndpointName
 from loomgate.wire.policy import Naming
+from tests.support.waiting import settle, until
 
 pytestmark = pytest.mark.anyio
 
@@ -175,7 +175,9 @@ async def test_a_runs_call_names_the_run(meter: Meter, log: Log) -> None:
 
 async def test_what_a_virtual_key_costs_is_told_to_its_budget(log: Log) -> None:
     spent: list[tuple[str, float, int]] = []
-    meter = Meter(log.write, Prices({"openai/gpt-4o": Price(input=1, output=1)}), spend=lambda *told: spent.append(told))
+    meter = Meter(
+        log.write, Prices({"openai/gpt-4o": Price(input=1, output=1)}), spend=lambda *told: spent.append(told)
+    )
     record = meter.begin(request())
     record.attempted("openai", 200, 0.1, virtual_key="team-key")
     record.finish(answer())
@@ -345,12 +347,10 @@ async def test_records_wait_for_each_other_and_go_together(log: Log) -> None:
     meter = Meter(log.write, Prices())
     for _ in range(40):
         meter.begin(request()).finish(answer())
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     assert log.batches == []
     clock.advance(0.6)
-    while not log.batches:
-        await asyncio.sleep(0.001)
+    await until(lambda: log.batches)
     assert [len(batch) for batch in log.batches] == [40]
     await meter.close()
 
@@ -359,8 +359,7 @@ async def test_a_full_batch_does_not_wait(log: Log) -> None:
     meter = Meter(log.write, Prices())
     for _ in range(1100):
         meter.begin(request()).finish(answer(body=None))
-    while len(log.batches) < 2:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(log.batches) >= 2)
     assert [len(batch) for batch in log.batches[:2]] == [500, 500]
     await meter.close()
     assert len(log.records) == 1100
@@ -401,9 +400,7 @@ async def test_a_write_that_fails_is_tried_again(log: Log) -> None:
     log.failures = 2
     meter = Meter(log.write, Prices())
     meter.begin(request()).finish(answer())
-    while not log.batches:
-        clock.advance(1.0)
-        await asyncio.sleep(0.001)
+    await until(lambda: log.batches or clock.advance(1.0))
     assert (len(log.records), meter.dropped) == (1, 0)
     await meter.close()
 
@@ -445,11 +442,10 @@ async def test_old_records_are_dropped_at_the_start_and_every_hour() -> None:
 
     meter = Meter(None, Prices(), forget=forget, days=30)
     meter.start()
-    while len(asked) < 2:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(asked) == 2)
+    await settle()
     clock.advance(3601)
-    while len(asked) < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(asked) == 3)
     assert asked == [pytest.approx(30 * 86_400, abs=5)] * 3
     await meter.close()
 

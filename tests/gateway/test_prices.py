@@ -260,7 +260,12 @@ def test_the_usage_is_found_when_the_middle_is_missing() -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_upset_it(noise: bytes) -> None:
-    for body in (noise, b'{"usage":' + noise, b'{"usage":{' + noise + b"}", b'{"usageMetadata":{"promptTokenCount":' + noise):
+    for body in (
+        noise,
+        b'{"usage":' + noise,
+        b'{"usage":{' + noise + b"}",
+        b'{"usageMetadata":{"promptTokenCount":' + noise,
+    ):
         usage_of("chat", "application/json", body)
         answer_of(body)
         units_of("generate_image", "application/json", {}, body, len(body))

@@ -99,7 +99,7 @@ class Auth:
         self._looked = float("-inf")
 
     async def caller(self, scope: Mapping[str, Any], headers: Headers, *, azure: bool, upstream: bool = True) -> Caller:
-        """Who sent a request with ``headers`` (lower-case names); without ``upstream``, what they name is not looked at.
+        """Who sent a request with ``headers`` (lower-case names); without ``upstream`` what they name is left alone.
 
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for an
         upstream that cannot be used.

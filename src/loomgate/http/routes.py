@@ -9,8 +9,8 @@ from loomgate.http import assistants, logs, runs, threads
 from loomgate.http.call import Handler
 
 Method = Literal["GET", "POST", "DELETE"]
-# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and portkey:
-# neither.
+# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and
+# portkey: neither.
 Dialect = Literal["openai", "azure", "azure-v1", "portkey"]
 
 
