@@ -202,6 +202,19 @@ async def test_an_answer_too_long_to_keep_is_cut_and_its_usage_still_counted(log
         assert log_object(record)["response"]["body"] == {"text": long[:100].decode(), "truncated": True}
 
 
+async def test_a_large_request_takes_no_room_from_others(log: Log) -> None:
+    meter = Meter(log.write, Prices(), 1000, most_bytes=20_000)
+    big = b'{"model":"gpt-4o","temperature":0.5,"messages":[{"role":"user","content":"' + b"x" * 50_000 + b'"}]}'
+    meter.begin(request()).finish(answer())
+    meter.begin(request(body=big)).finish(answer(model=""))
+    await meter.close()
+    small, large = log.records
+    assert small.request == ASKED
+    assert large.request == big[:1000]
+    assert (large.facts.request_size, large.facts.model) == (len(big), "gpt-4o")
+    assert meter.dropped == 0
+
+
 async def test_a_compressed_answer_is_kept_plain(meter: Meter, log: Log) -> None:
     made = answer(body=gzip.compress(WHOLE))
     made.headers.append((b"content-encoding", b"gzip"))

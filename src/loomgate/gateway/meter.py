@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from loomgate import clock
+from loomgate.errors import ApiError
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
@@ -34,6 +35,7 @@ _SECONDS = 0.5  # how long a record may wait for others
 _MOST = 10_000  # records in the queue
 _MOST_BYTES = 32 * 1024 * 1024  # of bodies in the queue
 _LEAST = 4096  # bytes of an answer that are held for its usage, even when none are kept
+_SHORT = 1000  # characters of a field that is held of a request whose body is not held whole
 _TAILS = 8  # pieces of a long stream's end that are held for the same reason
 _AGAIN = (0.5, 2.0, 8.0)  # seconds before a write that failed is tried again
 
@@ -76,6 +78,7 @@ class Record:
         "body",
         "error",
         "request",
+        "request_size",
         "run_id",
         "seconds",
         "status",
@@ -89,6 +92,7 @@ class Record:
     answer: Answer
     body: bytes | None
     error: str
+    request_size: int
     seconds: float
     status: int
     stream: bool
@@ -180,7 +184,10 @@ class Record:
         if answer_body is None and self._pieces is None:
             answer_body = answer.body
         held = self._meter.held
-        weight = len(self.request.body)
+        weight = self.request_size = len(self.request.body)
+        if weight > held:
+            self.request = _trimmed(self.request, held)
+            weight = held
         if answer_body is not None:
             size = self._size = len(answer_body)
             if size > held:
@@ -207,6 +214,7 @@ class Record:
             body, tail = body[:held], (body[held:] + tail)[-TAIL:]
         return Seen(
             request=self.request,
+            request_size=self.request_size,
             answer=self.answer,
             ended=self._ended,
             seconds=self.seconds,
@@ -376,6 +384,32 @@ class Meter:
                 await clock.sleep(seconds)
             else:
                 return
+
+
+def _trimmed(request: Request, held: int) -> Request:
+    """``request`` with the first ``held`` bytes of its body, and the fields that are short: what a record needs of it."""
+    try:
+        fields = request.fields  # decoded long ago, if it is JSON
+    except ApiError:
+        fields = {}
+    short = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, (int, float)) or (isinstance(value, str) and len(value) < _SHORT)
+    }
+    return Request(
+        request.endpoint,
+        request.naming,
+        request.workspace,
+        method=request.method,
+        path=request.path,
+        query=request.query,
+        headers=request.headers,
+        content_type=request.content_type,
+        body=request.body[:held],
+        fields=short,
+        run=request.run,
+    )
 
 
 def _traced(request: Request) -> str:

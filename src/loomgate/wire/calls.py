@@ -50,6 +50,7 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_creation_tokens: int = 0
     reasoning_tokens: int = 0
     cost: float | None = None
     cache: str = "DISABLED"
@@ -148,6 +149,7 @@ def log_object(record: CallRecord) -> dict[str, Any]:
             "asked_model": facts.asked_model,
             "time_to_first_byte": None if facts.first_byte is None else round(facts.first_byte * 1000, 1),
             "cached_tokens": facts.cached_tokens,
+            "cache_creation_tokens": facts.cache_creation_tokens,
             "reasoning_tokens": facts.reasoning_tokens,
             "attempts": facts.attempts,
             "error": facts.error or None,
@@ -182,7 +184,7 @@ def _metrics(facts: CallFacts) -> dict[str, Any]:
         "cache_status": status,
         "cache_type": None if status == "DISABLED" else "semantic" if status.startswith("SEMANTIC") else "simple",
         "stream_mode": int(facts.stream),
-        "retry_success_count": facts.retries,
+        "retry_success_count": max(0, facts.retries),
         "trace_id": facts.trace_id,
         "span_id": facts.span_id,
         "span_name": facts.span_name,

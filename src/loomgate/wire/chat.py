@@ -88,12 +88,17 @@ class Chat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one model call."""
+    """Tokens of one model call.
+
+    ``prompt_tokens`` is the whole prompt: what was read from the cache (``cached_tokens``) and what was written to it
+    (``cache_creation_tokens``) are parts of it, as ``reasoning_tokens`` are of ``completion_tokens``.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_creation_tokens: int = 0
 
 
 class TextDelta(msgspec.Struct, frozen=True):
