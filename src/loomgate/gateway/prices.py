@@ -79,8 +79,8 @@ class Prices:
     def cost(self, provider: str, model: str, usage: Usage | None, units: Units = NO_UNITS) -> float | None:
         """USD for a call; ``None`` when its price is not known, or it used what the table has no price for.
 
-        ``usage.prompt_tokens`` includes ``cached_tokens`` and ``cache_creation_tokens``, which cost ``cached_input`` and
-        ``cache_write``, or else ``input``.
+        ``usage.prompt_tokens`` includes ``cached_tokens`` and ``cache_creation_tokens``, which cost ``cached_input``
+        and ``cache_write``, or else ``input``.
         """
         price = self.find(provider, model)
         return None if price is None else total(price, usage, units)
