@@ -489,6 +489,12 @@ def test_ids_are_uuids_in_the_order_in_which_they_were_made() -> None:
     assert all(len(id) == 36 and id[14] == "7" and id[19] in "89ab" for id in ids)
 
 
+def test_a_clock_that_was_set_back_is_followed() -> None:
+    before, after = new_log_id(1_850_000_000.0), new_log_id(1_849_990_000.0)
+    assert after < before
+    assert after >= first_log_id(1_849_990_000.0)
+
+
 def test_a_time_is_a_place_among_ids() -> None:
     start = 1_900_000_000.0
     ids = [new_log_id(start + n) for n in range(10)]

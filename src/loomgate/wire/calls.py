@@ -86,16 +86,21 @@ class CallRecord(msgspec.Struct, frozen=True):
 
 # --- ids -------------------------------------------------------------------------------------------------------------
 
+_PATIENCE = 10_000 << 12  # ten seconds, as ids have them
 _last = 0  # milliseconds and a counter of 12 bits, as the newest id has them
 
 
 def new_log_id(seconds: float) -> str:
     """A version 7 UUID for a call that ended ``seconds`` after the epoch; each is greater than the one before it.
 
-    So the order of ids is the order in which records were made, and a time is a place among them (`first_log_id`).
+    So the order of ids is the order in which records were made, and a time is a place among them (`first_log_id`). A
+    clock that was set back by more than `_PATIENCE` is followed all the same.
     """
     global _last  # noqa: PLW0603 - the one counter of the process
-    _last = stamp = max(int(seconds * 1000) << 12, _last + 1)
+    stamp = int(seconds * 1000) << 12
+    if 0 <= _last - stamp < _PATIENCE:
+        stamp = _last + 1
+    _last = stamp
     value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | random.getrandbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
