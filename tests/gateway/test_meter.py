@@ -154,7 +154,9 @@ async def test_a_hit_of_the_cache_costs_nothing(log: Log) -> None:
     meter = Meter(log.write, Prices(), spend=lambda *told: spent.append(told))
     made = answer()
     made.cache = "SEMANTIC HIT"
-    meter.begin(request(virtual_key="vk")).finish(made)
+    record = meter.begin(request())
+    record.virtual_key = "vk"
+    record.finish(made)
     found = await one(meter, log)
     assert found.facts.cost == 0.0
     assert found.facts.prompt_tokens == 1000
@@ -259,7 +261,7 @@ SECRETS = {
 
 
 async def test_no_secret_gets_into_a_record(meter: Meter, log: Log) -> None:
-    asked = request(headers={**SECRETS, "user-agent": "curl", "host": "gate"}, api_key="sk-hush")
+    asked = request(headers={**SECRETS, "user-agent": "curl", "host": "gate"}, api_key="sk-hush", virtual_key="sk-hush")
     asked.query = "key=hush&alt=sse&X-Amz-Signature=hush"
     made = answer()
     made.headers.append((b"set-cookie", b"hush"))
@@ -441,7 +443,9 @@ async def test_an_observer_that_fails_takes_nothing_from_the_log(log: Log) -> No
 async def test_without_a_log_the_rest_still_happens() -> None:
     spent: list[object] = []
     meter = Meter(None, Prices(), spend=lambda *told: spent.append(told))
-    meter.begin(request(virtual_key="vk")).finish(answer())
+    record = meter.begin(request())
+    record.virtual_key = "vk"
+    record.finish(answer())
     await meter.close()
     assert spent == [("team/vk", pytest.approx(COST), 1100)]
 

@@ -60,7 +60,8 @@ class Observer(Protocol):
 class Record:
     """One call under way. All methods are cheap and may be called in any order; after the end they change nothing.
 
-    ``run_id`` and ``thread_id`` may be set when the call is a run's, ``virtual_key`` when it is known whose it is.
+    ``run_id`` and ``thread_id`` may be set when the call is a run's, ``virtual_key`` when it is known that
+    there is one: what the client calls so may be anything, a key that it took for a slug included.
     """
 
     __slots__ = (
@@ -228,7 +229,7 @@ class Record:
             error=self.error,
             attempts=self._attempts or (),
             trace_id=self.trace_id,
-            virtual_key=self.virtual_key or self.request.naming.virtual_key or "",
+            virtual_key=self.virtual_key,
             run_id=self.run_id,
             thread_id=self.thread_id,
         )
