@@ -150,5 +150,10 @@ def test_wheel_holds_the_package_its_types_its_licence_and_nothing_else(tmp_path
     assert migrations >= {"env.py", "script.py.mako", "versions/0001_the_first_tables.py"}
 
     requires = re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE)
-    assert {package(requirement) for requirement in requires} == direct()
+    extras = {requirement for requirement in requires if "extra ==" in requirement}
+    assert {package(requirement) for requirement in requires if requirement not in extras} == direct()
+    optional = PROJECT["project"]["optional-dependencies"]
+    assert {package(requirement) for requirement in extras} == {
+        package(name) for names in optional.values() for name in names
+    }
     assert re.search(r"^License-Expression: Apache-2.0$", metadata, re.MULTILINE)

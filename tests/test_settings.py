@@ -9,7 +9,18 @@ import msgspec
 import pytest
 
 from loomgate.errors import SettingError
-from loomgate.settings import Provider, RunEvent, Secret, Settings, VirtualKey, Webhook, decode_seal_key, describe, load
+from loomgate.settings import (
+    Price,
+    Provider,
+    RunEvent,
+    Secret,
+    Settings,
+    VirtualKey,
+    Webhook,
+    decode_seal_key,
+    describe,
+    load,
+)
 
 DOCS = Path(__file__).parent.parent / "docs" / "settings.md"
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -164,6 +175,9 @@ def test_what_kubernetes_says_about_a_service_is_no_setting() -> None:
         ("database_url = 'loomgate.db'", "this version stores in SQLite only, found no address"),
         ("database_url = 'sqlite://'", "`sqlite:///` and the path of a file"),
         ("database_url = 'sqlite:///:memory:'", "`sqlite:///` and the path of a file"),
+        ("prices.gpt-4o.input = 1", "prices.gpt-4o: expected a name of the form PROVIDER/MODEL, found 'gpt-4o'"),
+        ("prices.'a/b'.input = -1", "prices.a/b.input: expected a number of at least 0, found -1"),
+        ("prices.'a/b'.inptu = 1", "prices.a/b.inptu: expected a known key; did you mean `input`?"),
         ("port = ", "config: expected a settings file in TOML, found loomgate.toml: "),
     ],
 )
@@ -315,14 +329,14 @@ def rows(kind: type[msgspec.Struct]) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("kind", [Settings, Provider, VirtualKey, Webhook])
+@pytest.mark.parametrize("kind", [Settings, Provider, VirtualKey, Webhook, Price])
 def test_every_key_is_documented_as_it_is_declared(kind: type[msgspec.Struct]) -> None:
     assert "\n".join(rows(kind)) + "\n\n" in DOCS.read_text("utf-8")
 
 
 def test_no_documented_key_is_undeclared() -> None:
     documented = [line for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
-    assert documented == [line for kind in (Settings, Provider, VirtualKey, Webhook) for line in rows(kind)]
+    assert documented == [line for kind in (Settings, Provider, VirtualKey, Webhook, Price) for line in rows(kind)]
 
 
 def test_every_event_is_documented() -> None:
@@ -333,13 +347,13 @@ def test_every_event_is_documented() -> None:
 def test_the_documentations_examples_load_each_and_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     env = {"OPENAI_API_KEY": "k", "TEAM_BLUE_KEY": "k2", "WEBHOOK_SECRET": WHSEC}
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         write(example)
         assert load(env=env) != load(env=env, file=write("", "empty.toml"))
     # Top-level keys must come before the first table, so the tables of the first example go last.
     plain, tables = examples[0].split("\n\n")
-    write("\n".join([plain, examples[3], examples[1], examples[2], tables]))
+    write("\n".join([plain, examples[3], examples[1], examples[2], examples[4], tables]))
     made = load(env=env)
     assert (made.port, made.active_thread, made.context_window) == (9000, "enqueue", {"llama3.2*": 131072})
     assert made.default_provider == made.providers["openai"]
@@ -347,10 +361,11 @@ def test_the_documentations_examples_load_each_and_together() -> None:
     assert made.virtual_keys["team-blue"].workspace == "blue"
     assert made.webhooks[0].events == ("thread.run.completed", "thread.run.requires_action")
     assert made.webhook_retry_seconds == (5.0, 60.0, 600.0)
+    assert made.prices == {"openai/gpt-4o": Price(input=2.0, cached_input=1.0, output=8.0)}
 
 
 def test_every_meaning_is_one_sentence() -> None:
-    for kind in (Settings, Provider, VirtualKey, Webhook):
+    for kind in (Settings, Provider, VirtualKey, Webhook, Price):
         for row in describe(kind):
             assert row.meaning[0] in "`" or row.meaning[0].isupper(), row
             assert row.meaning.find(". ") == -1, row

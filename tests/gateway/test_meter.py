@@ -1,6 +1,5 @@
 """The log of calls: what a record holds and what never, that taking it down is cheap, and that none is lost unseen."""
 
-import asyncio
 import gzip
 import random
 import time
@@ -20,6 +19,7 @@ from loomgate.wire.calls import CallFacts, CallRecord, first_log_id, log_object,
 from loomgate.wire.chat import Usage
 from loomgate.wire.endpoints import ENDPOINTS, EndpointName
 from loomgate.wire.policy import Naming
+from tests.support.waiting import settle, until
 
 pytestmark = pytest.mark.anyio
 
@@ -154,7 +154,9 @@ async def test_a_hit_of_the_cache_costs_nothing(log: Log) -> None:
     meter = Meter(log.write, Prices(), spend=lambda *told: spent.append(told))
     made = answer()
     made.cache = "SEMANTIC HIT"
-    meter.begin(request(virtual_key="vk")).finish(made)
+    record = meter.begin(request())
+    record.virtual_key = "vk"
+    record.finish(made)
     found = await one(meter, log)
     assert found.facts.cost == 0.0
     assert found.facts.prompt_tokens == 1000
@@ -202,6 +204,19 @@ async def test_an_answer_too_long_to_keep_is_cut_and_its_usage_still_counted(log
         assert log_object(record)["response"]["body"] == {"text": long[:100].decode(), "truncated": True}
 
 
+async def test_a_large_request_takes_no_room_from_others(log: Log) -> None:
+    meter = Meter(log.write, Prices(), 1000, most_bytes=20_000)
+    big = b'{"model":"gpt-4o","temperature":0.5,"messages":[{"role":"user","content":"' + b"x" * 50_000 + b'"}]}'
+    meter.begin(request()).finish(answer())
+    meter.begin(request(body=big)).finish(answer(model=""))
+    await meter.close()
+    small, large = log.records
+    assert small.request == ASKED
+    assert large.request == big[:1000]
+    assert (large.facts.request_size, large.facts.model) == (len(big), "gpt-4o")
+    assert meter.dropped == 0
+
+
 async def test_a_compressed_answer_is_kept_plain(meter: Meter, log: Log) -> None:
     made = answer(body=gzip.compress(WHOLE))
     made.headers.append((b"content-encoding", b"gzip"))
@@ -246,7 +261,7 @@ SECRETS = {
 
 
 async def test_no_secret_gets_into_a_record(meter: Meter, log: Log) -> None:
-    asked = request(headers={**SECRETS, "user-agent": "curl", "host": "gate"}, api_key="sk-hush")
+    asked = request(headers={**SECRETS, "user-agent": "curl", "host": "gate"}, api_key="sk-hush", virtual_key="sk-hush")
     asked.query = "key=hush&alt=sse&X-Amz-Signature=hush"
     made = answer()
     made.headers.append((b"set-cookie", b"hush"))
@@ -356,12 +371,10 @@ async def test_records_wait_for_each_other_and_go_together(log: Log) -> None:
     meter = Meter(log.write, Prices())
     for _ in range(40):
         meter.begin(request()).finish(answer())
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settle()
     assert log.batches == []
     clock.advance(0.6)
-    while not log.batches:
-        await asyncio.sleep(0.001)
+    await until(lambda: log.batches)
     assert [len(batch) for batch in log.batches] == [40]
     await meter.close()
 
@@ -370,8 +383,7 @@ async def test_a_full_batch_does_not_wait(log: Log) -> None:
     meter = Meter(log.write, Prices())
     for _ in range(1100):
         meter.begin(request()).finish(answer(body=None))
-    while len(log.batches) < 2:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(log.batches) >= 2)
     assert [len(batch) for batch in log.batches[:2]] == [500, 500]
     await meter.close()
     assert len(log.records) == 1100
@@ -427,9 +439,7 @@ async def test_a_write_that_fails_is_tried_again(log: Log) -> None:
     log.failures = 2
     meter = Meter(log.write, Prices())
     meter.begin(request()).finish(answer())
-    while not log.batches:
-        clock.advance(1.0)
-        await asyncio.sleep(0.001)
+    await until(lambda: log.batches or clock.advance(1.0))
     assert (len(log.records), meter.dropped) == (1, 0)
     await meter.close()
 
@@ -457,7 +467,9 @@ async def test_an_observer_that_fails_takes_nothing_from_the_log(log: Log) -> No
 async def test_without_a_log_the_rest_still_happens() -> None:
     spent: list[object] = []
     meter = Meter(None, Prices(), spend=lambda *told: spent.append(told))
-    meter.begin(request(virtual_key="vk")).finish(answer())
+    record = meter.begin(request())
+    record.virtual_key = "vk"
+    record.finish(answer())
     await meter.close()
     assert spent == [("team/vk", pytest.approx(COST), 1100)]
 
@@ -471,11 +483,10 @@ async def test_old_records_are_dropped_at_the_start_and_every_hour() -> None:
 
     meter = Meter(None, Prices(), forget=forget, days=30)
     meter.start()
-    while len(asked) < 2:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(asked) == 2)
+    await settle()
     clock.advance(3601)
-    while len(asked) < 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: len(asked) == 3)
     assert asked == [pytest.approx(30 * 86_400, abs=5)] * 3
     await meter.close()
 
@@ -504,6 +515,12 @@ def test_ids_are_uuids_in_the_order_in_which_they_were_made() -> None:
     assert ids == sorted(ids)
     assert len(set(ids)) == len(ids)
     assert all(len(id) == 36 and id[14] == "7" and id[19] in "89ab" for id in ids)
+
+
+def test_a_clock_that_was_set_back_is_followed() -> None:
+    before, after = new_log_id(1_850_000_000.0), new_log_id(1_849_990_000.0)
+    assert after < before
+    assert after >= first_log_id(1_849_990_000.0)
 
 
 def test_a_time_is_a_place_among_ids() -> None:

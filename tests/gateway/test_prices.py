@@ -124,6 +124,8 @@ def test_what_clients_make_up_is_not_remembered_for_ever() -> None:
         (Price(input=2, output=8), Usage(1_000_000, 500_000, 0, 0), NO_UNITS, 6.0),
         (Price(input=2, cached_input=0.5, output=8), Usage(1_000_000, 0, 400_000, 0), NO_UNITS, 1.4),
         (Price(input=2, output=8), Usage(1_000_000, 0, 400_000, 0), NO_UNITS, 2.0),
+        (Price(input=2, cache_write=2.5, cached_input=0.2), Usage(1_000_000, 0, 400_000, 0, 100_000), NO_UNITS, 1.33),
+        (Price(input=2, output=8), Usage(1_000_000, 0, 0, 0, 100_000), NO_UNITS, 2.0),
         (Price(input=2, output=8), Usage(10, 10, 50, 0), NO_UNITS, 0.0001),  # more cached than there were
         (Price(input=0.1), Usage(1_000_000, 0, 0, 0), NO_UNITS, 0.1),
         (Price(image=0.04), None, Units(images=3), 0.12),
@@ -195,7 +197,7 @@ OPENAI = {
                     "service_tier": "standard",
                 }
             },
-            Usage(19, 20, 4, 0),
+            Usage(19, 20, 4, 0, 5),
         ),
         (
             "proxy",
@@ -260,7 +262,12 @@ def test_the_usage_is_found_when_the_middle_is_missing() -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_upset_it(noise: bytes) -> None:
-    for body in (noise, b'{"usage":' + noise, b'{"usage":{' + noise + b"}", b'{"usageMetadata":{"promptTokenCount":' + noise):
+    for body in (
+        noise,
+        b'{"usage":' + noise,
+        b'{"usage":{' + noise + b"}",
+        b'{"usageMetadata":{"promptTokenCount":' + noise,
+    ):
         usage_of("chat", "application/json", body)
         answer_of(body)
         units_of("generate_image", "application/json", {}, body, len(body))

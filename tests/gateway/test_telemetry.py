@@ -122,6 +122,7 @@ def test_a_span_says_what_the_conventions_ask_for() -> None:
             prompt_tokens=10,
             completion_tokens=20,
             cached_tokens=4,
+            cache_creation_tokens=2,
             reasoning_tokens=7,
             thread_id="thread_1",
             run_id="run_1",
@@ -144,6 +145,7 @@ def test_a_span_says_what_the_conventions_ask_for() -> None:
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 20,
         "gen_ai.usage.cache_read.input_tokens": 4,
+        "gen_ai.usage.cache_write.input_tokens": 2,
         "gen_ai.usage.reasoning.output_tokens": 7,
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.max_tokens": 100,
@@ -164,6 +166,7 @@ def test_an_error_has_its_type() -> None:
     said = attributes(facts(status=429), {})
     assert said["error.type"] == "429"
     assert "gen_ai.usage.input_tokens" not in said
+    assert attributes(facts(error="the connection broke"), {})["error.type"] == "broken_stream"
 
 
 @pytest.mark.parametrize(

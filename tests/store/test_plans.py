@@ -50,6 +50,9 @@ PLANS = {
     "keys._REVOKE": "api_keys key (id=?)",
     "keys._CREDENTIAL": "credentials key (id=?)",
     "keys._SAME_CREDENTIAL": "credentials key (workspace=? AND digest=?)",
+    "ledger._GET": "calls key (id=?)",
+    "ledger._FORGET": "calls key (id=?); calls key (id<?)",
+    "ledger._RESET": "spending key (workspace=? AND virtual_key=?)",
     "outbox._LAST": "ix_deliveries_owed (endpoint=? AND run_id=?)",
     "outbox._CLAIM": "deliveries key (id=?); ix_deliveries_due (endpoint=? AND due<?)",
     "outbox._NEXT_DUE": "ix_deliveries_due (endpoint=? AND due>?)",
@@ -115,6 +118,7 @@ WALKS = {
     "accounts._ALL[integration]": "`loomgate integrations list` shows all",
     "configs._ALL": "`loomgate configs list` shows all",
     "keys._ANY": "stops at the first",
+    "ledger._SPENT": "the start adds up all there is: a row for each virtual key and day",
     "threads._TO_PURGE": "stops at the first",
 }
 

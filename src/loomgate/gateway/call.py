@@ -55,6 +55,7 @@ class Request:
         body: bytes = b"",
         chat: Chat | None = None,
         run: tuple[str, str] = ("", ""),
+        fields: Fields | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.naming = naming
@@ -67,7 +68,7 @@ class Request:
         self.body = body
         self.chat = chat  # a run's model call: its answer is wanted as chunks
         self.run = run  # whose call it is: the run's id and its thread's
-        self._fields: Fields | None = None
+        self._fields = fields
 
     @property
     def fields(self) -> Fields:

@@ -221,7 +221,7 @@ def period_start(usage: UsageLimits, now: float) -> int:
     if usage.periodic_reset == "monthly":
         return _monthly(_EPOCH + timedelta(today), 1 if first is None else first.day)
     if first is not None and (start := (first - _EPOCH).days) <= today:
-        return start  # reset once, on that day
+        return max(0, start)  # reset once, on that day
     return 0
 
 

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from loomgate import clock
+from loomgate.errors import ApiError
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
@@ -30,11 +31,12 @@ ABANDONED = 499  # the status of a call whose client left before its answer was 
 
 _BATCH = 500  # records in one write
 _BATCH_BYTES = 4 * 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
-_STEP = 50  # records made in one go, before other work of the event loop gets its turn
+_STEP = 20  # records made in one go, before other work of the event loop gets its turn
 _SECONDS = 0.5  # how long a record may wait for others
 _MOST = 10_000  # records in the queue
 _MOST_BYTES = 32 * 1024 * 1024  # of bodies in the queue
 _LEAST = 4096  # bytes of an answer that are held for its usage, even when none are kept
+_SHORT = 1000  # characters of a field that is held of a request whose body is not held whole
 _TAILS = 8  # pieces of a long stream's end that are held for the same reason
 _AGAIN = (0.5, 2.0, 8.0)  # seconds before a write that failed is tried again
 
@@ -59,7 +61,8 @@ class Observer(Protocol):
 class Record:
     """One call under way. All methods are cheap and may be called in any order; after the end they change nothing.
 
-    ``run_id`` and ``thread_id`` may be set when the call is a run's, ``virtual_key`` when it is known whose it is.
+    ``run_id`` and ``thread_id`` may be set when the call is a run's, ``virtual_key`` when it is known that
+    there is one: what the client calls so may be anything, a key that it took for a slug included.
     """
 
     __slots__ = (
@@ -77,6 +80,7 @@ class Record:
         "body",
         "error",
         "request",
+        "request_size",
         "run_id",
         "seconds",
         "status",
@@ -90,6 +94,7 @@ class Record:
     answer: Answer
     body: bytes | None
     error: str
+    request_size: int
     seconds: float
     status: int
     stream: bool
@@ -181,7 +186,11 @@ class Record:
         if answer_body is None and self._pieces is None:
             answer_body = answer.body
         held = self._meter.held
-        weight = len(self.request.body) or _weight(self.request)
+        self.request_size = len(self.request.body)
+        weight = self.request_size or _weight(self.request)
+        if self.request_size > held:
+            self.request = _trimmed(self.request, held)
+            weight = held
         if answer_body is not None:
             size = self._size = len(answer_body)
             if size > held:
@@ -208,6 +217,7 @@ class Record:
             body, tail = body[:held], (body[held:] + tail)[-TAIL:]
         return Seen(
             request=self.request,
+            request_size=self.request_size,
             answer=self.answer,
             ended=self._ended,
             seconds=self.seconds,
@@ -221,7 +231,7 @@ class Record:
             error=self.error,
             attempts=self._attempts or (),
             trace_id=self.trace_id,
-            virtual_key=self.virtual_key or self.request.naming.virtual_key or "",
+            virtual_key=self.virtual_key,
             run_id=self.run_id,
             thread_id=self.thread_id,
         )
@@ -392,6 +402,31 @@ def _weight(request: Request) -> int:
 def _new_trace() -> str:
     """32 hex digits that begin with the time, so that the log's index of traces grows at its end, not everywhere."""
     return f"{clock.timestamp() & 0xFFFFFFFF:08x}{random.getrandbits(96):024x}"
+
+
+def _trimmed(request: Request, held: int) -> Request:
+    """``request`` with the first ``held`` bytes of its body and the fields that are short: what a record needs."""
+    try:
+        fields = request.fields  # decoded long ago, if it is JSON
+    except ApiError:
+        fields = {}
+    short = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, (int, float)) or (isinstance(value, str) and len(value) < _SHORT)
+    }
+    return Request(
+        request.endpoint,
+        request.naming,
+        request.workspace,
+        method=request.method,
+        path=request.path,
+        query=request.query,
+        headers=request.headers,
+        content_type=request.content_type,
+        body=request.body[:held],
+        fields=short,
+    )
 
 
 def _traced(request: Request) -> str:

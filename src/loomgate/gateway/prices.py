@@ -79,7 +79,8 @@ class Prices:
     def cost(self, provider: str, model: str, usage: Usage | None, units: Units = NO_UNITS) -> float | None:
         """USD for a call; ``None`` when its price is not known, or it used what the table has no price for.
 
-        ``usage.prompt_tokens`` includes ``cached_tokens``, which cost ``cached_input`` or else ``input``.
+        ``usage.prompt_tokens`` includes ``cached_tokens`` and ``cache_creation_tokens``, which cost ``cached_input``
+        and ``cache_write``, or else ``input``.
         """
         price = self.find(provider, model)
         return None if price is None else total(price, usage, units)
@@ -108,8 +109,7 @@ def total(price: Price, usage: Usage | None, units: Units = NO_UNITS) -> float |
     if usage is not None:
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         cached_price = price.input if price.cached_input is None else price.cached_input
-        # What is written to a vendor's cache is told apart by some vendors only.
-        written = min(getattr(usage, "cache_write_tokens", 0), usage.prompt_tokens - cached)
+        written = min(usage.cache_creation_tokens, usage.prompt_tokens - cached)
         write_price = price.input if price.cache_write is None else price.cache_write
         tokens = (
             (usage.prompt_tokens - cached - written, price.input),

@@ -40,10 +40,12 @@ _MOST_NAMES = 4096
 class Seen(NamedTuple):
     """What the pipeline saw of one call. Times are in seconds; ``ended`` is since the epoch, the others are lengths.
 
+    ``request`` may have lost the end of its body, which had ``request_size`` bytes.
     ``body`` is the answer's beginning, ``tail`` its last bytes if it was longer, ``size`` its whole length.
     """
 
     request: Request
+    request_size: int
     answer: Answer
     ended: float
     seconds: float
@@ -120,6 +122,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
         cached_tokens=usage.cached_tokens if usage else 0,
+        cache_creation_tokens=usage.cache_creation_tokens if usage else 0,
         reasoning_tokens=usage.reasoning_tokens if usage else 0,
         cost=cost,
         cache=answer.cache,
@@ -141,7 +144,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
         response_headers=masked_headers(headers, sensitive) if logged else {},
         request_type=request.content_type,
         response_type=content_type,
-        request_size=len(sent),
+        request_size=seen.request_size or len(sent),
         response_size=seen.size,
     )
     return Made(CallRecord(facts, kept_request, kept_answer), fields, request.headers)

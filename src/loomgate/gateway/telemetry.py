@@ -259,7 +259,7 @@ class Spans:
             attributes=attributes(facts, made.fields),
             start_time=ended - int(facts.seconds * 1e9),
         )
-        if facts.status >= 400:
+        if facts.status >= 400 or facts.error:
             span.set_status(Status(StatusCode.ERROR, facts.error or None))
         span.end(ended)
 
@@ -292,6 +292,8 @@ def attributes(facts: CallFacts, fields: Mapping[str, Any]) -> dict[str, Any]:
         said["gen_ai.usage.output_tokens"] = facts.completion_tokens
     if facts.cached_tokens:
         said["gen_ai.usage.cache_read.input_tokens"] = facts.cached_tokens
+    if facts.cache_creation_tokens:
+        said["gen_ai.usage.cache_write.input_tokens"] = facts.cache_creation_tokens
     if facts.reasoning_tokens:
         said["gen_ai.usage.reasoning.output_tokens"] = facts.reasoning_tokens
     for field, name, kind in _ASKED:
@@ -311,8 +313,8 @@ def attributes(facts: CallFacts, fields: Mapping[str, Any]) -> dict[str, Any]:
         said["loomgate.cost"] = facts.cost
     if facts.retries:
         said["loomgate.retries"] = facts.retries
-    if facts.status >= 400:
-        said["error.type"] = str(facts.status)
+    if facts.status >= 400 or facts.error:  # an answer may also break after its status was sent
+        said["error.type"] = str(facts.status) if facts.status >= 400 else "broken_stream"
     for name, value in facts.metadata.items():
         said[f"loomgate.metadata.{name}"] = value
     return said

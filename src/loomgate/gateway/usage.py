@@ -220,4 +220,5 @@ def _usage(told: dict[str, int]) -> Usage:
         told.get("completion", 0),
         told.get("cached", 0) or read,
         told.get("reasoning", 0),
+        written,
     )

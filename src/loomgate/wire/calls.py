@@ -50,6 +50,7 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    cache_creation_tokens: int = 0
     reasoning_tokens: int = 0
     cost: float | None = None
     cache: str = "DISABLED"
@@ -85,16 +86,21 @@ class CallRecord(msgspec.Struct, frozen=True):
 
 # --- ids -------------------------------------------------------------------------------------------------------------
 
+_PATIENCE = 10_000 << 12  # ten seconds, as ids have them
 _last = 0  # milliseconds and a counter of 12 bits, as the newest id has them
 
 
 def new_log_id(seconds: float) -> str:
     """A version 7 UUID for a call that ended ``seconds`` after the epoch; each is greater than the one before it.
 
-    So the order of ids is the order in which records were made, and a time is a place among them (`first_log_id`).
+    So the order of ids is the order in which records were made, and a time is a place among them (`first_log_id`). A
+    clock that was set back by more than `_PATIENCE` is followed all the same.
     """
     global _last  # noqa: PLW0603 - the one counter of the process
-    _last = stamp = max(int(seconds * 1000) << 12, _last + 1)
+    stamp = int(seconds * 1000) << 12
+    if 0 <= _last - stamp < _PATIENCE:
+        stamp = _last + 1
+    _last = stamp
     value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | random.getrandbits(62)
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
@@ -148,6 +154,7 @@ def log_object(record: CallRecord) -> dict[str, Any]:
             "asked_model": facts.asked_model,
             "time_to_first_byte": None if facts.first_byte is None else round(facts.first_byte * 1000, 1),
             "cached_tokens": facts.cached_tokens,
+            "cache_creation_tokens": facts.cache_creation_tokens,
             "reasoning_tokens": facts.reasoning_tokens,
             "attempts": facts.attempts,
             "error": facts.error or None,
@@ -182,7 +189,7 @@ def _metrics(facts: CallFacts) -> dict[str, Any]:
         "cache_status": status,
         "cache_type": None if status == "DISABLED" else "semantic" if status.startswith("SEMANTIC") else "simple",
         "stream_mode": int(facts.stream),
-        "retry_success_count": facts.retries,
+        "retry_success_count": max(0, facts.retries),
         "trace_id": facts.trace_id,
         "span_id": facts.span_id,
         "span_name": facts.span_name,
