@@ -104,6 +104,13 @@ def test_keywords_that_are_bounded_mean_what_they_meant(schema: Any, value: Any,
     assert (not json_in_text.Schema(schema).judged([value])[1]) is good
 
 
+def test_unique_items_are_found_in_one_pass() -> None:
+    items = [{"a": n} if n % 2 else [n] for n in range(6_000)]
+    before = clock.monotonic()
+    assert json_in_text.Schema({"uniqueItems": True}).judged([items]) == (items, [])
+    assert clock.monotonic() - before < 0.5
+
+
 async def test_a_schema_cannot_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_in_text, "_SECONDS", 0.05)
     monkeypatch.setattr(patterns, "SECONDS", 0.05)

@@ -1,5 +1,6 @@
 """The check for signed tokens, and the keys that it fetches."""
 
+import asyncio
 import base64
 import json
 from typing import Any
@@ -167,6 +168,20 @@ async def test_without_keys_there_is_no_verdict(door: Door, answer: Any) -> None
         found = await find("jwt", {"jwksUri": f"{site.url}/jwks"}, bearing(token()), door)
         assert found.error is not None
         assert "could not be fetched" in found.error[1]
+
+
+async def test_keys_that_cannot_be_fetched_are_left_alone_for_a_while(door: Door) -> None:
+    async with Site({"/jwks": (500, b"")}) as site:
+        parameters = {"jwksUri": f"{site.url}/jwks"}
+        several = await asyncio.gather(*(find("jwt", parameters, bearing(token()), door) for _ in range(10)))
+        assert all(found.error == several[0].error for found in several)
+        assert len(site.seen) == 1
+        site.answers["/jwks"] = (200, jwks())
+        clock.advance(6)
+        assert (await find("jwt", parameters, bearing(token()), door)).verdict
+        site.answers["/jwks"] = (500, b"")
+        clock.advance(86_400)
+        assert (await find("jwt", parameters, bearing(token()), door)).error is not None  # old keys are no keys
 
 
 @given(

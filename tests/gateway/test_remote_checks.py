@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from loomgate.gateway import remote_checks
 from loomgate.gateway.verdicts import Door
 from loomgate.providers.dialect import HttpCall
 from loomgate.providers.transport import Reply, Timeouts
@@ -118,7 +119,7 @@ async def test_only_public_hosts_unless_the_operator_trusts_them() -> None:
 
 
 @pytest.mark.behaviour("GR-22")
-async def test_valid_urls_have_to_answer(door: Door) -> None:
+async def test_valid_urls_have_to_answer(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {
         "/ok": (200, b""),
         "/moved": (301, b"", {"location": "/ok"}),
@@ -136,6 +137,11 @@ async def test_valid_urls_have_to_answer(door: Door) -> None:
             assert found.data["invalidURLs"] == [site.url + bad]
             assert (await find("validUrls", {"not": True}, answered(f"{site.url}{bad}"), door)).verdict
         assert (await find("validUrls", {}, answered("nothing"), door)).verdict
+        monkeypatch.setattr(remote_checks, "_URLS_SECONDS", 0.1)
+        site.answers["/slow"] = (200, None)
+        late = await find("validUrls", {}, answered(f"{site.url}/slow"), door)
+        assert late.error is not None
+        assert late.error[0] == "TimeoutError"
         many = " ".join(f"{site.url}/{n}" for n in range(51))
         assert (await find("validUrls", {}, answered(many), door)).error is not None
 
