@@ -125,7 +125,7 @@ async def test_a_match_is_told_with_its_groups() -> None:
 @pytest.mark.parametrize("check", ["regexMatch", "regexReplace"])
 async def test_without_a_text_there_is_no_verdict(check: str) -> None:
     found = await find(check, {"rule": "x"}, answered(None))
-    assert found.error == ("Error", "Missing text to match")
+    assert found.error == ("Error", "There is no text to match")
 
 
 # --- the request ---
@@ -137,7 +137,7 @@ async def test_model_whitelist() -> None:
     assert not await verdict("modelwhitelist", {"models": ["gpt-4"]}, "", "input")
     assert await verdict("modelwhitelist", {"models": ["gpt-4"], "not": True}, "", "input")
     nameless = Subject(side="input", endpoint_name="chat", fields={"messages": []})
-    assert (await find("modelwhitelist", {"models": ["x"]}, nameless)).error == ("Error", "Missing model in request")
+    assert (await find("modelwhitelist", {"models": ["x"]}, nameless)).error == ("Error", "The request names no model")
 
 
 @pytest.mark.behaviour("GR-22")
@@ -161,7 +161,7 @@ async def test_model_rules(metadata: dict[str, str], model: str, expected: bool)
 
 async def test_model_rules_that_allow_nothing_are_an_error() -> None:
     found = await find("modelRules", {"rules": {}}, asked())
-    assert found.error == ("Error", "No allowed models resolved from rules")
+    assert found.error == ("Error", "The rules allow no model for this request")
 
 
 @pytest.mark.behaviour("GR-22")

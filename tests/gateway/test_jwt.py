@@ -104,12 +104,12 @@ async def test_tokens_that_are_refused(door: Door) -> None:
         now = clock.timestamp()
         secret = token("HS256", "oct")
         cases = {
-            "Missing authorization header": "",
+            "The request has no such header": "",
             "not a signed token": "Bearer abc",
             "the algorithm 'none'": token("none"),
             "the algorithm 'HS256'": secret,
             "which key signed it": token(kid=None),
-            "No matching key": token(kid="unknown"),
+            "does not have the key": token(kid="unknown"),
             "signature verification failed": token(key=OTHER_KEY),
             "expired": token(exp=now - 6),
             "not valid yet": token(nbf=now + 60),

@@ -29,7 +29,7 @@ def prepare_regex_replace(wanted: RegexReplace) -> Run:
     async def run(subject: Subject, _: Door) -> Finding:
         parts = subject.parts
         if not any(parts):
-            return Finding.failed("Missing text to match")
+            return Finding.failed("There is no text to match")
         try:
             new = [part and await pattern.replaced(part, template) for part in parts]
         except TimeoutError as error:
@@ -40,7 +40,7 @@ def prepare_regex_replace(wanted: RegexReplace) -> Run:
         data = {
             "regexPattern": wanted.rule,
             "verdict": verdict,
-            "explanation": f"The regex pattern '{wanted.rule}' {said}.",
+            "explanation": f"The pattern '{wanted.rule}' {said}.",
         }
         return Finding(verdict, data, changed=subject.with_parts(new) if found else None)
 

@@ -141,12 +141,12 @@ def prepare_webhook(wanted: Webhook) -> Run:
         except ProviderError as error:
             return unreachable(error, url, **shown)
         if not 200 <= status < 300:
-            return Finding.failed(f"Webhook error: HTTP status {status}", "HttpError", **shown)
+            return Finding.failed(f"The webhook answered with HTTP status {status}", "HttpError", **shown)
         try:
             told = _read_told(body)
         except (msgspec.DecodeError, UnicodeError) as error:
-            return Finding.failed(f"Webhook error: its answer is not what was expected: {error}", **shown)
-        said = f"Webhook request {'succeeded' if told.verdict else 'failed'}"
+            return Finding.failed(f"The webhook's answer is not what was expected: {error}", **shown)
+        said = f"The webhook {'let it pass' if told.verdict else 'refused it'}."
         data = {"verdict": told.verdict, "explanation": said, "responseData": told.data, **shown}
         return Finding(told.verdict, data, changed=_transformed(subject, told.transformed_data))
 
@@ -174,7 +174,7 @@ def prepare_log(wanted: Log) -> Run:
             return unreachable(error, url)
         if not 200 <= status < 300:
             return Finding.failed(f"The log answered with HTTP status {status}", "HttpError")
-        return Finding(True, {"message": f"Logged the request to {site(url)}"})
+        return Finding(True, {"message": f"Told {site(url)}"})
 
     return run
 
@@ -300,7 +300,7 @@ def prepare_jwt(wanted: Jwt) -> Run:
     async def run(subject: Subject, door: Door) -> Finding:
         given = subject.headers.get(wanted.header_key.lower(), "")
         if not given:
-            return Finding(False, {"verdict": False, "explanation": "Missing authorization header"})
+            return Finding(False, {"verdict": False, "explanation": "The request has no such header"})
         text = re.sub(r"^bearer\s+", "", given.strip(), flags=re.IGNORECASE)
         try:
             token = tokens_signed.read(text, allowed)
@@ -311,18 +311,20 @@ def prepare_jwt(wanted: Jwt) -> Run:
         except ValueError as error:
             return Finding.failed(f"The keys could not be fetched: {error}")
         if key is None:
-            return Finding(False, {"verdict": False, "explanation": "No matching key found for kid"})
+            return Finding(
+                False, {"verdict": False, "explanation": "The set of keys does not have the key of this token"}
+            )
         try:
             tokens_signed.verify(token, key, now=clock.now(), tolerance=wanted.clock_tolerance, longest=age)
         except ValueError as error:
             return _refused(str(error))
-        return Finding(True, {"verdict": True, "explanation": "JWT token validation succeeded"})
+        return Finding(True, {"verdict": True, "explanation": "The token is valid."})
 
     return run
 
 
 def _refused(why: str) -> Finding:
-    return Finding(False, {"verdict": False, "explanation": f"JWT validation error: {why}"})
+    return Finding(False, {"verdict": False, "explanation": f"The token was refused: {why}"})
 
 
 async def _key(door: Door, url: str, id: str, longest: int) -> dict[str, Any] | None:

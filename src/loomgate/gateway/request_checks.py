@@ -24,7 +24,7 @@ def prepare_model_whitelist(wanted: ModelWhitelist) -> Run:
 
     def run(subject: Subject, _: Door) -> Finding:
         model = subject.asked_model
-        return _allowed(model, wanted.models, wanted.not_) if model else Finding.failed("Missing model in request")
+        return _allowed(model, wanted.models, wanted.not_) if model else Finding.failed("The request names no model")
 
     return run
 
@@ -57,7 +57,7 @@ def prepare_model_rules(wanted: ModelRules) -> Run:
     def run(subject: Subject, _: Door) -> Finding:
         model = subject.asked_model
         if not model:
-            return Finding.failed("Missing model in request")
+            return Finding.failed("The request names no model")
         models: list[str] = []
         matched: list[str] = []
         for key, by_value in wanted.rules.metadata.items():
@@ -67,7 +67,7 @@ def prepare_model_rules(wanted: ModelRules) -> Run:
                 models += by_value[value]
         models = models or wanted.rules.defaults
         if not models:
-            return Finding.failed("No allowed models resolved from rules")
+            return Finding.failed("The rules allow no model for this request")
         return _allowed(model, models, wanted.not_, matchedRules=matched)
 
     return run
@@ -125,7 +125,7 @@ def prepare_required_metadata_keys(wanted: RequiredMetadataKeys) -> Run:
         missing = [key for key in wanted.metadata_keys if key not in subject.metadata]
         verdict = operated(wanted.operator, found, missing)
         data = {
-            "explanation": f"Check {'passed' if verdict else 'failed'} for '{wanted.operator}' metadata keys.",
+            "explanation": f"{len(found)} of {len(wanted.metadata_keys)} keys found; '{wanted.operator}' was wanted.",
             "missing_metadata_keys": missing,
             "found_metadata_keys": found,
             "operator": wanted.operator,

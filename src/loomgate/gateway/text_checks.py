@@ -32,7 +32,7 @@ def prepare_regex_match(wanted: RegexMatch) -> Run:
     async def run(subject: Subject, _: Door) -> Finding:
         text = subject.text
         if not text:
-            return Finding.failed("Missing text to match")
+            return Finding.failed("There is no text to match")
         try:
             found = await pattern.search(text)
         except TimeoutError as error:
@@ -45,7 +45,7 @@ def prepare_regex_match(wanted: RegexMatch) -> Run:
                 "regexPattern": wanted.rule,
                 "not": wanted.not_,
                 "verdict": verdict,
-                "explanation": f"The regex pattern '{wanted.rule}' {said} the text.",
+                "explanation": f"The pattern '{wanted.rule}' {said} the text.",
                 "matchDetails": found
                 and {
                     "matchedText": found.group(),
@@ -149,7 +149,7 @@ def prepare_contains(wanted: Contains) -> Run:
                 "foundWords": found,
                 "missingWords": missing,
                 "verdict": verdict,
-                "explanation": f"Check {'passed' if verdict else 'failed'} for '{wanted.operator}' words.",
+                "explanation": f"{len(found)} of {len(wanted.words)} words were found; '{wanted.operator}' was wanted.",
             },
         )
 
@@ -211,7 +211,7 @@ def prepare_not_null(wanted: NotNull) -> Run:
     def run(subject: Subject, _: Door) -> Finding:
         empty = not any(part and part.strip() for part in subject.parts)
         verdict = empty == wanted.not_
-        said = "Content is null, undefined, or empty." if empty else "Content exists and is not null."
+        said = "The answer has no text." if empty else "The answer has a text."
         return Finding(verdict, {"isNull": empty, "not": wanted.not_, "verdict": verdict, "explanation": said})
 
     return run
@@ -230,11 +230,11 @@ def prepare_contains_code(wanted: ContainsCode) -> Run:
     def run(subject: Subject, _: Door) -> Finding:
         text = subject.text
         if not text:
-            return Finding.failed("No text content to analyze")
+            return Finding.failed("There is no text to look at")
         formats = code_formats.found_in(text)
         found = wanted.format in formats
         verdict = found != wanted.not_
-        said = f"{'Found code block(s)' if found else 'No code blocks found'} in {wanted.format} format."
+        said = f"There is {'' if found else 'no '}code in {wanted.format}."
         return Finding(
             verdict,
             {
@@ -267,7 +267,7 @@ def prepare_json_schema(wanted: JsonSchema) -> Run:
     async def run(subject: Subject, _: Door) -> Finding:
         values = json_in_text.values(subject.text)
         if not values:
-            data = {"not": wanted.not_, "explanation": "No valid JSON found in the response."}
+            data = {"not": wanted.not_, "explanation": "There is no JSON in the answer."}
             return Finding(wanted.not_, data)
         try:
             value, wrong = await asyncio.to_thread(schema.judged, values)
@@ -278,7 +278,7 @@ def prepare_json_schema(wanted: JsonSchema) -> Run:
             "matchedJson": value,
             "not": wanted.not_,
             "verdict": verdict,
-            "explanation": f"{'Failed to validate' if wrong else 'Validated'} JSON against the schema.",
+            "explanation": f"The JSON is {'not ' if wrong else ''}valid under the schema.",
             **({"validationErrors": wrong} if wrong else {}),
         }
         return Finding(verdict, data)
@@ -298,13 +298,13 @@ def prepare_json_keys(wanted: JsonKeys) -> Run:
 
     def run(subject: Subject, _: Door) -> Finding:
         objects = [cast(dict[str, Any], v) for v in json_in_text.values(subject.text) if isinstance(v, dict)]
-        data: dict[str, Any] = {"explanation": "No valid JSON found in the response."}
+        data: dict[str, Any] = {"explanation": "There is no JSON in the answer."}
         verdict = wanted.operator == "none"
         for value in objects:
             present = [key for key in wanted.keys if key in value]
             missing = [key for key in wanted.keys if key not in value]
             verdict = operated(wanted.operator, present, missing)
-            said = f"{'Matched' if verdict else 'Failed to match'} JSON with '{wanted.operator}' keys criteria."
+            said = f"The object has {len(present)} of {len(wanted.keys)} keys; '{wanted.operator}' was wanted."
             data = {"matchedJson": value, "explanation": said, "presentKeys": present, "missingKeys": missing}
             # One object that has the keys will do; that none has them must be true of every one.
             if verdict != (wanted.operator == "none"):
