@@ -348,7 +348,7 @@ async def test_a_check_that_errors_passes_unless_it_must_not(guards: Guards) -> 
     assert not outcome.failed
     check = outcome.results[0]["checks"][0]
     assert check["verdict"] is False
-    assert check["error"] == {"name": "Error", "message": "Missing text to match"}
+    assert check["error"] == {"name": "Error", "message": "There is no text to match"}
     assert check["fail_on_error"] is False
     outcome = await run(guards, {"regexMatch": {"rule": "x", "failOnError": True}, "deny": True}, subject=asked(""))
     assert outcome.denied
@@ -370,7 +370,7 @@ async def test_a_check_that_breaks_is_an_error(guards: Guards, caplog: pytest.Lo
     outcome = await guards.run([guard], asked())
     assert not outcome.failed
     error = outcome.results[0]["checks"][0]["error"]
-    assert error == {"name": "Check error", "message": "Error executing check"}
+    assert error == {"name": "Error", "message": "The check broke."}
     assert "default.log broke" in caplog.text
 
 

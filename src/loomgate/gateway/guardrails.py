@@ -283,7 +283,7 @@ class Guards:
                     found = await found
             except Exception:
                 log.exception("check %s broke", check.id)
-                found = Finding(False, None, ("Check error", "Error executing check"))
+                found = Finding(False, None, ("Error", "The check broke."))
             new = subject if still or found.changed is None else found.changed
             result: dict[str, Any] = {
                 "data": found.data,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import regex
 
 LONGEST_PATTERN = 2_000  # characters
-LONGEST_TEXT = 1_000_000  # characters; the limit of time is looked at between two starts of a match only
+LONGEST_TEXT = 500_000  # characters; a match that keeps all it has captured takes 200 bytes for each
 SECONDS = 0.5  # for one text
 
 _GLANCE_SECONDS = 0.002  # on the event loop, before a thread is asked

@@ -31,7 +31,8 @@ from loomgate.gateway.verdicts import (
 _SECONDS = 3.0
 _LONGEST_ANSWER = 8 * 1024 * 1024  # bytes of a webhook's, which may hold the whole body again
 _MOST_URLS = 50
-_URLS_AT_ONCE = 5
+_URLS_AT_ONCE = 10
+_URLS_SECONDS = 10.0
 _REDIRECTS = 3
 _URL = re.compile(r"https?://\S+")
 _LONGEST_KEYS = 512 * 1024
@@ -42,6 +43,7 @@ _NOT_THEIRS = frozenset(
     "connection content-length content-type expect host keep-alive te trailer transfer-encoding upgrade".split()
 )
 _LOG_ANSWER = 4096  # bytes read of it, so that the connection can be used again
+_FAILED_SECONDS = 5.0  # for which a set of keys that could not be fetched is left alone
 _LOOK_AGAIN = 30.0  # seconds before a set of keys is fetched again for a key that it does not have
 
 Milliseconds = Annotated[int, Meta(ge=1, le=60_000)]
@@ -139,12 +141,12 @@ def prepare_webhook(wanted: Webhook) -> Run:
         except ProviderError as error:
             return unreachable(error, url, **shown)
         if not 200 <= status < 300:
-            return Finding.failed(f"Webhook error: HTTP status {status}", "HttpError", **shown)
+            return Finding.failed(f"The webhook answered with HTTP status {status}", "HttpError", **shown)
         try:
             told = _read_told(body)
         except (msgspec.DecodeError, UnicodeError) as error:
-            return Finding.failed(f"Webhook error: its answer is not what was expected: {error}", **shown)
-        said = f"Webhook request {'succeeded' if told.verdict else 'failed'}"
+            return Finding.failed(f"The webhook's answer is not what was expected: {error}", **shown)
+        said = f"The webhook {'let it pass' if told.verdict else 'refused it'}."
         data = {"verdict": told.verdict, "explanation": said, "responseData": told.data, **shown}
         return Finding(told.verdict, data, changed=_transformed(subject, told.transformed_data))
 
@@ -172,7 +174,7 @@ def prepare_log(wanted: Log) -> Run:
             return unreachable(error, url)
         if not 200 <= status < 300:
             return Finding.failed(f"The log answered with HTTP status {status}", "HttpError")
-        return Finding(True, {"message": f"Logged the request to {site(url)}"})
+        return Finding(True, {"message": f"Told {site(url)}"})
 
     return run
 
@@ -201,7 +203,11 @@ def prepare_valid_urls(wanted: ValidUrls) -> Run:
             async with places:
                 return await (_is_known(url) if wanted.only_dns else _answers(url, door))
 
-        fine = await asyncio.gather(*(one(url) for url in urls))
+        try:
+            async with asyncio.timeout(_URLS_SECONDS):
+                fine = await asyncio.gather(*(one(url) for url in urls))
+        except TimeoutError:
+            return Finding.failed(f"The URLs were not all looked at within {_URLS_SECONDS:g} seconds", "TimeoutError")
         verdict = all(fine) != wanted.not_
         data = {
             "validURLs": [url for url, good in zip(urls, fine, strict=True) if good],
@@ -277,10 +283,12 @@ class Jwt(Parameters, frozen=True):
 
 
 class _KeySet(msgspec.Struct):
-    """A set of keys, when it was fetched, and the lock that lets one task at a time fetch it."""
+    """A set of keys, and when it was fetched; the lock that lets one task at a time do so; when and why that failed."""
 
     lock: asyncio.Lock
     fetched: float = 0.0
+    failed: float = 0.0
+    why: str = ""
     keys: dict[str, dict[str, Any]] | None = None
 
 
@@ -292,7 +300,7 @@ def prepare_jwt(wanted: Jwt) -> Run:
     async def run(subject: Subject, door: Door) -> Finding:
         given = subject.headers.get(wanted.header_key.lower(), "")
         if not given:
-            return Finding(False, {"verdict": False, "explanation": "Missing authorization header"})
+            return Finding(False, {"verdict": False, "explanation": "The request has no such header"})
         text = re.sub(r"^bearer\s+", "", given.strip(), flags=re.IGNORECASE)
         try:
             token = tokens_signed.read(text, allowed)
@@ -300,28 +308,29 @@ def prepare_jwt(wanted: Jwt) -> Run:
             return _refused(str(error))
         try:
             key = await _key(door, url, token.key_id, wanted.cache_max_age)
-        except (ProviderError, ValueError) as error:
-            said = str(error) if isinstance(error, ValueError) else f"no answer from {site(url)}: {error.kind}"
-            return Finding.failed(f"The keys could not be fetched: {said}")
+        except ValueError as error:
+            return Finding.failed(f"The keys could not be fetched: {error}")
         if key is None:
-            return Finding(False, {"verdict": False, "explanation": "No matching key found for kid"})
+            return Finding(
+                False, {"verdict": False, "explanation": "The set of keys does not have the key of this token"}
+            )
         try:
             tokens_signed.verify(token, key, now=clock.now(), tolerance=wanted.clock_tolerance, longest=age)
         except ValueError as error:
             return _refused(str(error))
-        return Finding(True, {"verdict": True, "explanation": "JWT token validation succeeded"})
+        return Finding(True, {"verdict": True, "explanation": "The token is valid."})
 
     return run
 
 
 def _refused(why: str) -> Finding:
-    return Finding(False, {"verdict": False, "explanation": f"JWT validation error: {why}"})
+    return Finding(False, {"verdict": False, "explanation": f"The token was refused: {why}"})
 
 
 async def _key(door: Door, url: str, id: str, longest: int) -> dict[str, Any] | None:
     """The key ``id`` of the set at ``url``, which is fetched when it is old, or again when it does not have the key.
 
-    Raises `ProviderError` or `ValueError` when there is no set.
+    Raises `ValueError` when there is no set.
     """
     sets = cast(dict[str, _KeySet], door.kept.setdefault("jwks", {}))
     held = sets.get(url)
@@ -333,10 +342,22 @@ async def _key(door: Door, url: str, id: str, longest: int) -> dict[str, Any] | 
         if held.keys is None or clock.now() - held.fetched >= wait:
             async with held.lock:
                 if held.keys is None or clock.now() - held.fetched >= wait:
-                    held.keys, held.fetched = await _fetched(door, url), clock.now()
-        if id in held.keys:
+                    await _fetch(held, door, url)
+        if held.keys is not None and id in held.keys:
             return held.keys[id]
     return None
+
+
+async def _fetch(held: _KeySet, door: Door, url: str) -> None:
+    """Fetch ``held`` anew. Raises `ValueError`, at once for all who waited meanwhile and for a few seconds after."""
+    if held.why and clock.now() - held.failed < _FAILED_SECONDS:
+        raise ValueError(held.why)
+    try:
+        held.keys, held.fetched, held.why = await _fetched(door, url), clock.now(), ""
+    except (ProviderError, ValueError) as error:
+        held.why = str(error) if isinstance(error, ValueError) else f"no answer from {site(url)}: {error.kind}"
+        held.failed = clock.now()
+        raise ValueError(held.why) from None
 
 
 class _Keys(msgspec.Struct):

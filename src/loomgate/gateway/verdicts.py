@@ -3,11 +3,12 @@
 What must live here: values that every check shares. What must not: a check.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Meta
 
 from loomgate.errors import ProviderError
 from loomgate.gateway.subject import Subject
@@ -15,6 +16,9 @@ from loomgate.providers.dialect import HttpCall
 from loomgate.providers.transport import Reply, Timeouts
 
 Send = Callable[[HttpCall, Timeouts], Awaitable[Reply]]
+
+Words = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1000)]
+Operator = Literal["any", "all", "none"]
 
 _EXCERPT = 100  # characters of a text that a result shows
 
@@ -66,6 +70,11 @@ class Door:
 
 # A prepared check; a plain `Finding` where nothing has to be waited for.
 Run = Callable[[Subject, Door], Finding | Awaitable[Finding]]
+
+
+def operated(operator: Operator, found: Sequence[str], missing: Sequence[str]) -> bool:
+    """The verdict of an ``operator`` on what was found and what was not."""
+    return {"any": bool(found), "all": not missing, "none": not found}[operator]
 
 
 def excerpt(text: str) -> str:
