@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loomgate.errors import ApiError, ProviderError
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.dialect import Target
+from loomgate.providers.openai import OpenAI
 from loomgate.wire.chat import (
     Audio,
     AudioPart,
@@ -432,6 +435,28 @@ def test_geminis_seal_on_a_call_comes_back() -> None:
     messages = [*HI, {"role": "assistant", "tool_calls": [sealed, other]}, *outputs]
     parts = sent("gemini", messages=messages)["contents"][1]["parts"]
     assert [part["thoughtSignature"] for part in parts] == ["seal", "seal 2"]
+
+
+@pytest.mark.parametrize("vendor", ["deepseek", "moonshot", "z-ai", "zhipu", "openai", "groq"])
+def test_thoughts_without_a_seal_go_back_where_they_are_wanted(vendor: str) -> None:
+    """DeepSeek and Moonshot refuse a history of tool calls without the thoughts behind them."""
+
+    def told(content: Any) -> dict[str, Any]:
+        call = {"id": "call_a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        said = {"role": "assistant", "content": content, "tool_calls": [call]}
+        asked_for = {"type": "adaptive", "budget_tokens": 5}
+        chat = asked(messages=[*HI, said, {"role": "assistant", "content": content or "x"}], thinking=asked_for)
+        target = Target(vendor=CATALOGUE[vendor], base_url="https://x", api_key="k")
+        return json.loads(OpenAI().request(chat, target).body)
+
+    text = {"type": "text", "text": "Wait."}
+    wants, needs = vendor in ("deepseek", "moonshot", "z-ai", "zhipu"), vendor in ("deepseek", "moonshot")
+    body = told([{"type": "thinking", "thinking": "Hm."}, text])
+    assert [said.get("reasoning_content") for said in body["messages"][1:]] == ["Hm." if wants else None, None]
+    assert body["messages"][1]["content"] == "Wait."
+    assert body.get("thinking") == ({"type": "enabled"} if wants else None)
+    for content in (None, [{"type": "thinking", "thinking": "Claude's", "signature": "s"}, text]):
+        assert told(content)["messages"][1].get("reasoning_content") == ("" if needs else None)
 
 
 def test_thinking_in_other_vendors_words() -> None:
