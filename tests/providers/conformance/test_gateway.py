@@ -10,7 +10,7 @@ from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries
 from loomgate.providers.dialect import HttpCall
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, FunctionTool, Upstream, Usage
 from tests.providers.conformance.replay import Canned, Replay
-from tests.providers.conformance.suite import Answer, Heard, Wire, chat, heard, key, meaning, request, scenario
+from tests.providers.conformance.suite import Answer, Heard, Wire, chat, heard, key, meaning, request, scenario, wires
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +107,17 @@ async def test_a_stream_that_breaks_off_is_not_asked_for_again(wire: Wire, broke
         assert len(server.asked) == 1
     assert caught.value.kind == "cut"
     assert heard(chunks).text.startswith("One")
+
+
+async def test_thoughts_may_be_thought_again() -> None:
+    """A run has no use for them, so an endpoint that gives up while it thinks is asked again."""
+    (wire,) = (wire for wire in wires() if wire.name == "anthropic")
+    thought = wire.stream(Answer(thinking="Hm.")).split(b"event: content_block_stop")[0]
+    broken = thought + b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Over"}}\n\n'
+    found, server = await ask(
+        wire, chat(wire), streamed(wire, broken), streamed(wire, wire.stream(Answer(text=["Yes"])))
+    )
+    assert (found.thinking, found.text, len(server.asked)) == ("Hm.", "Yes", 2)
 
 
 @scenario("malformed")
