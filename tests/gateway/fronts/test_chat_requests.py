@@ -240,6 +240,7 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in error.message
 
 
+@pytest.mark.behaviour("TR-03")
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ApiError) as caught:
         CHAT.chat({"messages": HI})

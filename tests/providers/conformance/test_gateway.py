@@ -1,5 +1,6 @@
 """Every wire, end to end: `Gateway.chat` before a real HTTP server that sends the vendor's bytes."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -66,6 +67,17 @@ async def test_a_call_with_tools(wire: Wire) -> None:
     names = {name.lower(): name for name in made.headers}
     sent = {names.get(name, name): value for name, value in asked.headers.items()}
     assert meaning(wire.told(HttpCall(made.url, sent, asked.body))) == meaning(wire.told(made))
+
+
+@scenario("tools")
+async def test_a_call_whose_answer_is_not_streamed(wire: Wire) -> None:
+    answer = Canned(headers={"Content-Type": "application/json"}, body=wire.whole(ANSWER))
+    found, server = await ask(wire, chat(wire, stream=False, tools=[FunctionTool(name="weather")]), answer)
+    calls = [(name, json.loads(arguments)) for name, arguments in found.calls]
+    assert calls == [("weather", {"city": "Berlin"}), ("now", {})]
+    assert (found.text, found.finish) == ("Let me look: 世界", "tool_calls")
+    assert b'"stream"' not in server.asked[0].body
+    assert "stream" not in server.asked[0].target.lower()
 
 
 @pytest.mark.parametrize("kind", ["rate_limit", "server", "overloaded"])
