@@ -353,6 +353,9 @@ def test_marks_for_the_cache_go_where_they_mean_something() -> None:
         {"text": "a"},
         {"cachePoint": {"type": "default"}},
     ]
+    for ttl, point in (("1h", {"type": "default", "ttl": "1h"}), ("5m", {"type": "default"})):
+        tool = {**WEATHER, "cache_control": {"type": "ephemeral", "ttl": ttl}}
+        assert sent("bedrock", tools=[tool])["toolConfig"]["tools"][1:] == [{"cachePoint": point}]
     assert sent("openai", messages=messages)["messages"][0]["content"] == [{"type": "text", "text": "a"}]
     assert sent("cohere", messages=messages)["messages"][0]["content"] == [{"type": "text", "text": "a"}]
 
@@ -383,6 +386,15 @@ def test_documents() -> None:
         assert "sound" in vendor_refuses(name, messages=[{"role": "user", "content": [sound]}])
     for name in ("bedrock", "openai", "cohere"):
         assert vendor_refuses(name, messages=[{"role": "user", "content": [LINK]}]).startswith("messages: expected")
+
+
+def test_documents_on_bedrock_have_names_of_their_own() -> None:
+    named = [
+        {"type": "file", "file": {**PDF["file"], "filename": name}} for name in ("a.pdf", "a.pdf", "Größe: 1_2", "")
+    ]
+    body = sent("bedrock", messages=[{"role": "user", "content": [{"type": "text", "text": "?"}, *named]}])
+    names = [block["document"]["name"] for block in body["messages"][0]["content"][1:]]
+    assert names == ["a", "a (2)", "Gr e 1 2", "document"]
 
 
 def test_a_picture_in_a_tools_output() -> None:
