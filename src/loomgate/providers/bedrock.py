@@ -230,7 +230,7 @@ def _body(call: Chat) -> dict[str, Any]:
         "topP": call.top_p,
         "stopSequences": call.stop or None,
     }
-    tier = {"default": "default", "flex": "flex", "priority": "priority"}.get(call.service_tier or "")
+    tier = call.service_tier if call.service_tier in _TIERS else None
     own, model = _own(call)
     body = {
         "messages": messages,
@@ -244,6 +244,7 @@ def _body(call: Chat) -> dict[str, Any]:
     return {**{name: value for name, value in body.items() if value}, **own}
 
 
+_TIERS = frozenset({"default", "flex", "priority", "reserved"})
 # Converse's own fields, by both spellings in use.
 _OWN = {
     "guardrailConfig": "guardrailConfig",
