@@ -93,6 +93,7 @@ def test_max_tokens(model: str, asked: int | None, told: int) -> None:
     assert sent(model, max_completion_tokens=asked)["max_tokens"] == told
 
 
+@pytest.mark.behaviour("TR-02")
 def test_temperature_ends_at_one() -> None:
     """GATEWAY TR-02."""
     assert [sent(temperature=value)["temperature"] for value in (0, 1, 1.01, 2)] == [0, 1, 1, 1]
@@ -130,6 +131,7 @@ def test_what_the_model_wrote_as_arguments_need_not_be_an_object() -> None:
     assert ids[0] == "functions_f_0"
 
 
+@pytest.mark.behaviour("TR-14")
 def test_pictures() -> None:
     """GATEWAY TR-14."""
 
@@ -314,6 +316,7 @@ def decode(*pieces: bytes) -> list[Chunk]:
     return bare([chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end()))
 
 
+@pytest.mark.behaviour("FR-10")
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -332,6 +335,7 @@ def test_finish_reasons(theirs: str, ours: str) -> None:
     assert decode(end(theirs), STOP) == [Finish(ours, None)]  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.behaviour("TR-17")
 def test_usage_is_told_bit_by_bit() -> None:
     """GATEWAY TR-17: the total includes what was written to the cache and read from it."""
     first = {
@@ -438,6 +442,7 @@ def test_errors_within_a_stream(type: str, kind: str) -> None:
     assert (caught.value.kind, caught.value.message) == (kind, "Bad sk-***")
 
 
+@pytest.mark.behaviour("GERR-02")
 @pytest.mark.parametrize(
     ("status", "type", "message", "kind"),
     [

@@ -121,6 +121,7 @@ def test_formats() -> None:
     assert "outputConfig" not in made
 
 
+@pytest.mark.behaviour("TR-02")
 def test_numbers_are_kept_in_bedrocks_range() -> None:
     """GATEWAY TR-02."""
     assert sent(temperature=1.7)["inferenceConfig"] == {"temperature": 1.0}
@@ -241,6 +242,7 @@ def test_nothing_is_read_after_the_end() -> None:
     assert list(decoder.feed(TEXT)) == list(decoder.end()) == []
 
 
+@pytest.mark.behaviour("FR-01", "FR-11")
 @pytest.mark.parametrize(
     ("told", "reason"),
     [

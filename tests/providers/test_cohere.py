@@ -88,6 +88,7 @@ def test_choices_and_strictness() -> None:
     assert sent(tools=TOOLS, tool_choice="none")["tool_choice"] == "NONE"
 
 
+@pytest.mark.behaviour("TR-02")
 @pytest.mark.parametrize(("top_p", "p"), [(1.0, 0.99), (0.0, 0.01), (0.5, 0.5)])
 def test_numbers_are_kept_in_coheres_range(top_p: float, p: float) -> None:
     """GATEWAY TR-02."""
@@ -131,6 +132,7 @@ def read(*events: bytes) -> tuple[list[Chunk], ProviderError | None]:
 TEXT = event("content-delta", index=0, delta=message(content={"text": "Hi"}))
 
 
+@pytest.mark.behaviour("FR-01", "FR-17")
 @pytest.mark.parametrize(
     ("told", "reason"),
     [("COMPLETE", "stop"), ("STOP_SEQUENCE", "stop"), ("MAX_TOKENS", "length"), ("TOOL_CALL", "stop"), ("NEW", "stop")],

@@ -79,6 +79,7 @@ def test_a_name_that_would_change_the_address_is_refused(model: str, vendor: str
     assert refusal(call(model=model), vendor=vendor).kind == "model_not_found"
 
 
+@pytest.mark.behaviour("PV-07")
 @pytest.mark.parametrize(
     ("region", "host"),
     [
@@ -103,6 +104,7 @@ def test_vertex_ai_behind_another_address_keeps_the_region_in_the_path() -> None
     assert made.url.startswith("http://proxy:9/v1beta1/projects/p/locations/us-east1/publishers/google/models/gemini")
 
 
+@pytest.mark.behaviour("TR-21")
 @pytest.mark.parametrize(
     "model", ["anthropic.claude-sonnet-4", "meta.llama-4", "mistralai.mistral-large", "endpoints.1"]
 )
@@ -300,6 +302,7 @@ def candidate(text: str = "", reason: str | None = "STOP", **more: Any) -> dict[
     return {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": reason, **more}]}
 
 
+@pytest.mark.behaviour("FR-12")
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [

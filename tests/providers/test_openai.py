@@ -390,6 +390,7 @@ def test_a_call_that_never_gets_a_name_is_malformed() -> None:
     assert error_of(delta(tool_calls=[tool(0, "a", None, "{}")]), END).kind == "malformed"
 
 
+@pytest.mark.behaviour("FR-01", "FR-15", "FR-16")
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [

@@ -123,6 +123,7 @@ def assertion(asked: Asked) -> tuple[dict[str, Any], dict[str, Any]]:
 # --- the exchange ---
 
 
+@pytest.mark.behaviour("PV-07")
 async def test_a_key_file_is_exchanged_for_a_token() -> None:
     """RFC 7523 section 3; GATEWAY PV-07."""
     async with Replay(granted()) as tokens, Replay(ANSWER) as google:

@@ -19,6 +19,7 @@ from loomgate.providers.bedrock_answer import AnswerDecoder, failure
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.parts import document, encoded, own_words, refused
 from loomgate.wire.chat import (
+    CacheControl,
     Chat,
     ChatMessage,
     ContentPart,
@@ -72,12 +73,16 @@ def _blocks(content: str | list[ContentPart] | None) -> list[dict[str, Any]]:
     for part in content:
         blocks = _block(part)
         made += blocks
-        if blocks and getattr(part, "cache_control", None) is not None:
-            made.append(_CACHE_POINT)
+        if blocks:
+            made += _cache_point(getattr(part, "cache_control", None))
     return made
 
 
-_CACHE_POINT = {"cachePoint": {"type": "default"}}
+def _cache_point(mark: CacheControl) -> list[dict[str, Any]]:
+    """A mark for the cache as a block of its own, which follows what it marks."""
+    if mark is None:
+        return []
+    return [{"cachePoint": {"type": "default", **({"ttl": "1h"} if mark.get("ttl") == "1h" else {})}}]
 
 
 def _block(part: ContentPart) -> list[dict[str, Any]]:
@@ -121,7 +126,8 @@ def _document(file: File) -> dict[str, Any]:
     if data[0] not in _DOCUMENTS:
         raise refused("messages", f"a document of {', '.join(_DOCUMENTS)}", f"'{data[0]}'")
     # Letters, digits, blanks, hyphens and brackets are all that a name may hold.
-    name = re.sub(r"[^A-Za-z0-9\-()\[\]]+", " ", (file.filename or "").rpartition(".")[0]).strip() or "document"
+    stem = re.sub(r"\.\w+$", "", file.filename or "")
+    name = re.sub(r"[^A-Za-z0-9\-()\[\]]+", " ", stem).strip() or "document"
     return {"document": {"format": _DOCUMENTS[data[0]], "name": name[:200], "source": {"bytes": data[1]}}}
 
 
@@ -139,8 +145,7 @@ def _turn(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
         result: dict[str, Any] = {"toolUseId": message.tool_call_id, "content": _blocks(message.content)}
         if message.is_error:
             result["status"] = "error"
-        made = [{"toolResult": result}]
-        return "user", made if message.cache_control is None else [*made, _CACHE_POINT]
+        return "user", [{"toolResult": result}, *_cache_point(message.cache_control)]
     blocks = _blocks(message.content) + _texts(message.refusal or "")
     for call in message.tool_calls:
         blocks.append({"toolUse": {"toolUseId": call.id, "name": call.name, "input": _input(call.arguments)}})
@@ -159,6 +164,13 @@ def _conversation(call: Chat) -> tuple[list[dict[str, Any]], list[dict[str, Any]
             messages[-1]["content"] += blocks
         elif blocks:
             messages.append({"role": role, "content": blocks})
+    names: dict[str, int] = {}
+    for block in (block for message in messages for block in message["content"] if "document" in block):
+        # No two documents may have the same name.
+        found = block["document"]
+        names[found["name"]] = number = names.get(found["name"], 0) + 1
+        if number > 1:
+            found["name"] += f" ({number})"
     if not messages or messages[0]["role"] == "assistant":
         messages.insert(0, _FILLER)
     if messages[-1]["role"] == "assistant":
@@ -189,7 +201,7 @@ def _tools(call: Chat) -> dict[str, Any] | None:
         return None
     listed: list[dict[str, Any]] = []
     for tool in call.tools:
-        listed += [_tool(tool), _CACHE_POINT] if tool.cache_control is not None else [_tool(tool)]
+        listed += [_tool(tool), *_cache_point(tool.cache_control)]
     made: dict[str, Any] = {"tools": [*listed, *call.vendor_tools]}
     if isinstance(choice, NamedFunction):
         made["toolChoice"] = {"tool": {"name": choice.name}}
@@ -218,7 +230,7 @@ def _body(call: Chat) -> dict[str, Any]:
         "topP": call.top_p,
         "stopSequences": call.stop or None,
     }
-    tier = {"default": "default", "flex": "flex", "priority": "priority"}.get(call.service_tier or "")
+    tier = call.service_tier if call.service_tier in _TIERS else None
     own, model = _own(call)
     body = {
         "messages": messages,
@@ -232,6 +244,7 @@ def _body(call: Chat) -> dict[str, Any]:
     return {**{name: value for name, value in body.items() if value}, **own}
 
 
+_TIERS = frozenset({"default", "flex", "priority", "reserved"})
 # Converse's own fields, by both spellings in use.
 _OWN = {
     "guardrailConfig": "guardrailConfig",

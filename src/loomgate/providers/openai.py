@@ -30,6 +30,7 @@ from loomgate.wire.chat import (
     TextDelta,
     TextPart,
     ThinkingDelta,
+    ThinkingPart,
     ToolCallDelta,
     Usage,
 )
@@ -63,8 +64,27 @@ def _content(message: ChatMessage) -> str | list[ContentPart] | None:
     return parts
 
 
-def _message(message: ChatMessage) -> dict[str, Any]:
+_KNOWS_DEVELOPER = frozenset({"openai", "azure-openai"})  # the role (GATEWAY TR-05)
+# Vendors whose models think by Anthropic's object without a budget, and want their thoughts back beside calls of
+# tools; some refuse a call without any, so that there is an empty one where the thoughts are not known.
+_THINKING = frozenset({"deepseek", "moonshot", "z-ai", "zhipu"})
+_THOUGHTS_NEEDED = frozenset({"deepseek", "moonshot"})
+
+
+def _thoughts_of(message: ChatMessage) -> str:
+    """What the model thought before it said ``message``; what is sealed is another vendor's."""
+    parts = message.content if isinstance(message.content, list) else ()
+    return "".join(part.thinking for part in parts if isinstance(part, ThinkingPart) and not part.signature)
+
+
+def _message(message: ChatMessage, vendor: str) -> dict[str, Any]:
     made: dict[str, Any] = {"role": message.role}
+    if message.role == "developer" and vendor not in _KNOWS_DEVELOPER:
+        made["role"] = "system"
+    if message.tool_calls and vendor in _THINKING:
+        thoughts = _thoughts_of(message)
+        if thoughts or vendor in _THOUGHTS_NEEDED:
+            made["reasoning_content"] = thoughts
     if message.name is not None:
         made["name"] = message.name
     content = _content(message)
@@ -83,11 +103,11 @@ def _message(message: ChatMessage) -> dict[str, Any]:
     return made
 
 
-def fields_of(call: Chat) -> dict[str, Any]:
-    """``call`` as the JSON object that OpenAI's endpoint takes."""
+def fields_of(call: Chat, vendor: str = "openai") -> dict[str, Any]:
+    """``call`` as the JSON object that the endpoint of ``vendor`` takes."""
     body: dict[str, Any] = {
         "model": call.model,
-        "messages": [_message(message) for message in texts_only(call.messages)],
+        "messages": [_message(message, vendor) for message in texts_only(call.messages)],
     }
     if call.stream:
         body["stream"] = True
@@ -127,6 +147,8 @@ def fields_of(call: Chat) -> dict[str, Any]:
     if call.user is not None:
         # 64 characters at most; a longer one is told by its hash, which is as stable.
         body["user"] = call.user if len(call.user) <= 64 else hashlib.sha256(call.user.encode()).hexdigest()
+    if call.thinking is not None and vendor in _THINKING:
+        body["thinking"] = {"type": "disabled" if call.thinking.get("type") == "disabled" else "enabled"}
     level = effort(call.thinking) if call.reasoning_effort is None else None
     # Only a model that reasons takes an effort, and only some take none.
     if level not in (None, "none") and not models.facts(call.model).accepts_temperature:
@@ -142,9 +164,6 @@ _SAME = (
 ).split()
 
 
-_KNOWS_DEVELOPER = frozenset({"openai", "azure-openai"})  # the role (GATEWAY TR-05)
-
-
 class OpenAI:
     """The `Dialect` of OpenAI and of every vendor that copied its chat completions."""
 
@@ -153,11 +172,7 @@ class OpenAI:
 
         Raises `ProviderError` ``invalid`` for what this dialect cannot say.
         """
-        body = fields_of(call)
-        if target.vendor.name not in _KNOWS_DEVELOPER:
-            for message in body["messages"]:
-                if message["role"] == "developer":
-                    message["role"] = "system"
+        body = fields_of(call, target.vendor.name)
         drop = target.vendor.drop | target.drop
         if "tool_choice" in drop and call.tool_choice == "none":
             body.pop("tools", None)  # the only way left to say it

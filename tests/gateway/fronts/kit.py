@@ -7,12 +7,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from loomgate.errors import ApiError, ProviderError
 from loomgate.gateway.fronts.chat import ChatFront
 from loomgate.gateway.fronts.completions import CompletionsFront
 from loomgate.gateway.fronts.front import About, Front
 from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.wire.chat import Chunk
-from tests.providers.conformance.suite import Wire, chunks_of, dialect
+from tests.providers.conformance.suite import Wire, chunks_of, dialect, request, wires
 
 CHAT, COMPLETIONS, MESSAGES = ChatFront(), CompletionsFront(), MessagesFront()
 CREATED = 1_763_640_000
@@ -48,6 +49,26 @@ def whole(front: Front, wire: Wire, body: bytes, **asked: Any) -> dict[str, Any]
     """The JSON answer that a client of ``front`` gets for an endpoint's body."""
     found = front.whole(chunks_of(dialect(wire).decoder(), [body]), about(wire, **asked))
     return json.loads(json.dumps(found))  # and it is JSON
+
+
+def refusals(front: Front, fields: dict[str, Any]) -> list[ApiError | ProviderError]:
+    """What the front says against a body, or each of the dialects against the call that it is."""
+    try:
+        call = front.chat(fields)
+    except ApiError as error:
+        return [error]
+    found: list[ApiError | ProviderError] = []
+    for wire in wires():
+        try:
+            json.loads(request(wire, call).body)
+        except ProviderError as error:
+            found.append(error)
+    return found
+
+
+def is_clear(error: ApiError | ProviderError) -> bool:
+    """Whether the client is told that its request is wrong."""
+    return error.status == 400 if isinstance(error, ApiError) else error.kind in ("invalid", "model_not_found")
 
 
 def events(body: bytes) -> list[Any]:

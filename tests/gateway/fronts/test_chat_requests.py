@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loomgate.errors import ApiError, ProviderError
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.dialect import Target
+from loomgate.providers.openai import OpenAI
 from loomgate.wire.chat import (
     Audio,
     AudioPart,
@@ -25,7 +28,7 @@ from loomgate.wire.chat import (
     ThinkingPart,
     ToolCall,
 )
-from tests.gateway.fronts.kit import CHAT
+from tests.gateway.fronts.kit import CHAT, is_clear, refusals
 from tests.providers.conformance.suite import Wire, assert_told, model, request, scenario, wires
 from tests.providers.conformance.test_requests import PIXEL
 
@@ -237,6 +240,7 @@ def test_a_mistake_is_named(fields: dict[str, Any], param: str) -> None:
     assert param in error.message
 
 
+@pytest.mark.behaviour("TR-03")
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ApiError) as caught:
         CHAT.chat({"messages": HI})
@@ -349,6 +353,9 @@ def test_marks_for_the_cache_go_where_they_mean_something() -> None:
         {"text": "a"},
         {"cachePoint": {"type": "default"}},
     ]
+    for ttl, point in (("1h", {"type": "default", "ttl": "1h"}), ("5m", {"type": "default"})):
+        tool = {**WEATHER, "cache_control": {"type": "ephemeral", "ttl": ttl}}
+        assert sent("bedrock", tools=[tool])["toolConfig"]["tools"][1:] == [{"cachePoint": point}]
     assert sent("openai", messages=messages)["messages"][0]["content"] == [{"type": "text", "text": "a"}]
     assert sent("cohere", messages=messages)["messages"][0]["content"] == [{"type": "text", "text": "a"}]
 
@@ -379,6 +386,15 @@ def test_documents() -> None:
         assert "sound" in vendor_refuses(name, messages=[{"role": "user", "content": [sound]}])
     for name in ("bedrock", "openai", "cohere"):
         assert vendor_refuses(name, messages=[{"role": "user", "content": [LINK]}]).startswith("messages: expected")
+
+
+def test_documents_on_bedrock_have_names_of_their_own() -> None:
+    named = [
+        {"type": "file", "file": {**PDF["file"], "filename": name}} for name in ("a.pdf", "a.pdf", "Größe: 1_2", "")
+    ]
+    body = sent("bedrock", messages=[{"role": "user", "content": [{"type": "text", "text": "?"}, *named]}])
+    names = [block["document"]["name"] for block in body["messages"][0]["content"][1:]]
+    assert names == ["a", "a (2)", "Gr e 1 2", "document"]
 
 
 def test_a_picture_in_a_tools_output() -> None:
@@ -434,6 +450,28 @@ def test_geminis_seal_on_a_call_comes_back() -> None:
     assert [part["thoughtSignature"] for part in parts] == ["seal", "seal 2"]
 
 
+@pytest.mark.parametrize("vendor", ["deepseek", "moonshot", "z-ai", "zhipu", "openai", "groq"])
+def test_thoughts_without_a_seal_go_back_where_they_are_wanted(vendor: str) -> None:
+    """DeepSeek and Moonshot refuse a history of tool calls without the thoughts behind them."""
+
+    def told(content: Any) -> dict[str, Any]:
+        call = {"id": "call_a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        said = {"role": "assistant", "content": content, "tool_calls": [call]}
+        asked_for = {"type": "adaptive", "budget_tokens": 5}
+        chat = asked(messages=[*HI, said, {"role": "assistant", "content": content or "x"}], thinking=asked_for)
+        target = Target(vendor=CATALOGUE[vendor], base_url="https://x", api_key="k")
+        return json.loads(OpenAI().request(chat, target).body)
+
+    text = {"type": "text", "text": "Wait."}
+    wants, needs = vendor in ("deepseek", "moonshot", "z-ai", "zhipu"), vendor in ("deepseek", "moonshot")
+    body = told([{"type": "thinking", "thinking": "Hm."}, text])
+    assert [said.get("reasoning_content") for said in body["messages"][1:]] == ["Hm." if wants else None, None]
+    assert body["messages"][1]["content"] == "Wait."
+    assert body.get("thinking") == ({"type": "enabled"} if wants else None)
+    for content in (None, [{"type": "thinking", "thinking": "Claude's", "signature": "s"}, text]):
+        assert told(content)["messages"][1].get("reasoning_content") == ("" if needs else None)
+
+
 def test_thinking_in_other_vendors_words() -> None:
     asked_for = {"type": "enabled", "budget_tokens": 4096}
     off = {"type": "disabled"}
@@ -471,31 +509,20 @@ NAMES = st.sampled_from(
 @settings(max_examples=150, deadline=None)
 @given(fields=st.dictionaries(NAMES, JSON, max_size=4))
 def test_anything_is_a_call_or_a_refusal(fields: dict[str, Any]) -> None:
-    try:
-        call = CHAT.chat({"model": "m", "messages": HI, **fields})
-    except ApiError as error:
-        assert error.status == 400
-        return
-    for wire in wires():
-        try:
-            json.loads(request(wire, call).body)
-        except ProviderError as error:
-            assert error.kind in ("invalid", "model_not_found")
+    assert all(map(is_clear, refusals(CHAT, {"model": "m", "messages": HI, **fields})))
 
 
-@pytest.mark.parametrize("name", [*TRANSLATED, "openai"])
-def test_depth_is_refused_not_a_crash(name: str) -> None:
+def test_depth_is_refused_not_a_crash() -> None:
     deep: dict[str, Any] = {}
     for _ in range(900):
         deep = {"type": "object", "properties": {"a": deep}}
     tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": deep}}
-    for fields in ({"tools": [tool]}, {"response_format": form}):
-        try:
-            sent(name, **fields)
-        except ProviderError as error:
-            assert "nested" in error.message
-        except ApiError as error:
-            assert error.status == 400
-        except RecursionError:
-            pytest.fail("a crash")
+    for fields in ({"tools": [tool]}, {"response_format": form}, {"whatever": deep}):
+        found = refusals(CHAT, {"model": "m", "messages": HI, **fields})
+        assert found
+        assert all("nested" in error.message for error in found)
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
+    assert not refusals(
+        CHAT, {"model": "gemini-2.5-flash", "messages": [*HI, {"role": "assistant", "tool_calls": [call]}]}
+    )

@@ -74,6 +74,7 @@ def test_a_tool_call(wire: Wire) -> None:
     assert (found.text, found.calls, found.finish) == ("", answer.calls, "tool_calls")
 
 
+@pytest.mark.behaviour("STM-06")
 @scenario("parallel_tools")
 def test_parallel_tool_calls_after_text(wire: Wire) -> None:
     """GATEWAY STM-06: calls are numbered by call, not by block."""
@@ -112,6 +113,7 @@ def test_usage(wire: Wire) -> None:
     assert heard(decode(wire, wire.stream(PLAIN))).usage == Usage(9, 4)
 
 
+@pytest.mark.behaviour("TR-17")
 @scenario("cached_usage")
 def test_cached_tokens_are_part_of_the_prompt(wire: Wire) -> None:
     """GATEWAY TR-17: total tokens include what came from the cache."""
@@ -165,6 +167,7 @@ def test_a_whole_answer_says_what_the_stream_says(wire: Wire, name: str) -> None
     assert (whole.thinking, whole.signatures, whole.raw) == (stream.thinking, stream.signatures, stream.raw)
 
 
+@pytest.mark.behaviour("STM-05")
 @scenario("plain")
 def test_the_endpoint_names_its_answer_before_the_first_chunk(wire: Wire) -> None:
     """GATEWAY STM-05: where the endpoint has an id, the client sees it."""
@@ -177,6 +180,7 @@ def test_the_endpoint_names_its_answer_before_the_first_chunk(wire: Wire) -> Non
 # --- failures ---
 
 
+@pytest.mark.behaviour("GERR-01", "GERR-02")
 @pytest.mark.parametrize("kind", ERRORS)
 @scenario()
 def test_error_answers(wire: Wire, kind: str) -> None:
@@ -191,6 +195,7 @@ def test_error_answers(wire: Wire, kind: str) -> None:
     assert error.retry_after == (7 if kind == "rate_limit" and "retry_after" not in wire.lacks else None)
 
 
+@pytest.mark.behaviour("GERR-09")
 @scenario()
 def test_an_error_that_is_not_in_the_format(wire: Wire) -> None:
     """GATEWAY GERR-09: a page of a proxy in between."""

@@ -1,5 +1,6 @@
 """Every wire, end to end: `Gateway.chat` before a real HTTP server that sends the vendor's bytes."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries
 from loomgate.providers.dialect import HttpCall
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, FunctionTool, Upstream, Usage
 from tests.providers.conformance.replay import Canned, Replay
-from tests.providers.conformance.suite import Answer, Heard, Wire, chat, heard, key, meaning, request, scenario
+from tests.providers.conformance.suite import Answer, Heard, Wire, chat, heard, key, meaning, request, scenario, wires
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +69,17 @@ async def test_a_call_with_tools(wire: Wire) -> None:
     assert meaning(wire.told(HttpCall(made.url, sent, asked.body))) == meaning(wire.told(made))
 
 
+@scenario("tools")
+async def test_a_call_whose_answer_is_not_streamed(wire: Wire) -> None:
+    answer = Canned(headers={"Content-Type": "application/json"}, body=wire.whole(ANSWER))
+    found, server = await ask(wire, chat(wire, stream=False, tools=[FunctionTool(name="weather")]), answer)
+    calls = [(name, json.loads(arguments)) for name, arguments in found.calls]
+    assert calls == [("weather", {"city": "Berlin"}), ("now", {})]
+    assert (found.text, found.finish) == ("Let me look: 世界", "tool_calls")
+    assert b'"stream"' not in server.asked[0].body
+    assert "stream" not in server.asked[0].target.lower()
+
+
 @pytest.mark.parametrize("kind", ["rate_limit", "server", "overloaded"])
 @scenario("plain")
 async def test_a_failure_that_may_pass_is_tried_again(wire: Wire, kind: str) -> None:
@@ -107,6 +119,17 @@ async def test_a_stream_that_breaks_off_is_not_asked_for_again(wire: Wire, broke
         assert len(server.asked) == 1
     assert caught.value.kind == "cut"
     assert heard(chunks).text.startswith("One")
+
+
+async def test_thoughts_may_be_thought_again() -> None:
+    """A run has no use for them, so an endpoint that gives up while it thinks is asked again."""
+    (wire,) = (wire for wire in wires() if wire.name == "anthropic")
+    thought = wire.stream(Answer(thinking="Hm.")).split(b"event: content_block_stop")[0]
+    broken = thought + b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Over"}}\n\n'
+    found, server = await ask(
+        wire, chat(wire), streamed(wire, broken), streamed(wire, wire.stream(Answer(text=["Yes"])))
+    )
+    assert (found.thinking, found.text, len(server.asked)) == ("Hm.", "Yes", 2)
 
 
 @scenario("malformed")

@@ -60,6 +60,7 @@ def test_a_request_never_shows_its_key(wire: Wire) -> None:
     assert b"conformance-0123" not in made.body
 
 
+@pytest.mark.behaviour("TR-10")
 @scenario("system")
 def test_a_system_prompt(wire: Wire) -> None:
     """GATEWAY TR-10."""
@@ -67,6 +68,7 @@ def test_a_system_prompt(wire: Wire) -> None:
     assert_told(wire, chat(wire, system, user("Hi"), said("Hello."), user("More")))
 
 
+@pytest.mark.behaviour("TR-10")
 @scenario("system")
 def test_several_system_messages_keep_their_order(wire: Wire) -> None:
     """GATEWAY TR-10."""
@@ -74,12 +76,14 @@ def test_several_system_messages_keep_their_order(wire: Wire) -> None:
     assert_told(wire, chat(wire, first, user("Hi"), second, user("You")))
 
 
+@pytest.mark.behaviour("TR-11")
 @scenario("tools")
 def test_tools(wire: Wire) -> None:
     """GATEWAY TR-11."""
     assert_told(wire, chat(wire, tools=TOOLS))
 
 
+@pytest.mark.behaviour("TR-13")
 @scenario("tool_results")
 def test_tool_results(wire: Wire) -> None:
     """GATEWAY TR-13."""
@@ -87,6 +91,7 @@ def test_tool_results(wire: Wire) -> None:
     assert_told(wire, chat(wire, user("Weather?"), said("Let me look.", call), output("call_a", "Sun."), tools=TOOLS))
 
 
+@pytest.mark.behaviour("TR-13")
 @scenario("tool_results", "parallel_tools")
 def test_results_of_parallel_calls_over_several_turns(wire: Wire) -> None:
     """GATEWAY TR-13."""
@@ -142,6 +147,7 @@ def test_text_is_the_default_format(wire: Wire) -> None:
     assert_told(wire, chat(wire, response_format={"type": "text"}))
 
 
+@pytest.mark.behaviour("TR-14")
 @scenario("image_url")
 def test_an_image_by_address(wire: Wire) -> None:
     """GATEWAY TR-14."""
@@ -149,6 +155,7 @@ def test_an_image_by_address(wire: Wire) -> None:
     assert_told(wire, chat(wire, user(parts)))
 
 
+@pytest.mark.behaviour("TR-14")
 @scenario("image_data")
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
 def test_an_image_as_data(wire: Wire, kind: str) -> None:
@@ -156,12 +163,14 @@ def test_an_image_as_data(wire: Wire, kind: str) -> None:
     assert_told(wire, chat(wire, user([TextPart("What is this?"), image(f"data:image/{kind};base64,{PIXEL}")])))
 
 
+@pytest.mark.behaviour("TR-15")
 @scenario("stop_sequences")
 def test_stop_sequences(wire: Wire) -> None:
     """GATEWAY TR-15."""
     assert_told(wire, chat(wire, stop=["END", "\n\nuser:"]))
 
 
+@pytest.mark.behaviour("TR-12")
 @scenario("tools")
 @pytest.mark.parametrize("choice", ["auto", "none", "required", NamedFunction("weather")], ids=str)
 def test_tool_choice(wire: Wire, choice: Any) -> None:
@@ -186,6 +195,7 @@ def test_one_tool_call_at_a_time(wire: Wire, choice: Any) -> None:
     assert_told(wire, chat(wire, tools=TOOLS, parallel_tool_calls=True, tool_choice=choice))
 
 
+@pytest.mark.behaviour("TR-15")
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", 0.5), ("temperature", 0.0), ("top_p", 0.25), ("max_completion_tokens", 777)],

@@ -92,13 +92,15 @@ def test_a_run_with_tools(wire: Wire, server: Server, endpoints: dict[str, Repla
     client, named = client_of(wire, server, how), model(wire)
     if how == "model":
         named = f"{provider_of(wire)}/{named}"
+    thinking = None if "thinking" in wire.lacks else "Hm. I should look."  # no run has a place for it
     asked = Answer(
+        thinking=thinking,
         text=["Let me look."],
         calls=[("weather", '{"city":"東京"}'), ("now", "{}")],
         finish="tool_calls",
         usage=Usage(20, 9),
     )
-    said = Answer(text=["Sun, ", "at noon."], usage=Usage(50, 6))
+    said = Answer(thinking=thinking, text=["Sun, ", "at noon."], usage=Usage(50, 6))
     vendor = endpoints[wire.name]
     vendor.play(*(Canned(headers={"Content-Type": wire.content_type}, body=wire.stream(one)) for one in (asked, said)))
     run = settle(client, start(client, "Weather?", model=named, tools=_TOOLS, instructions="Be brief."))

@@ -16,7 +16,8 @@ from loomgate.wire.chat import Chat, Chunk
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """Facts for an answer that the chunks do not have. ``created`` is in seconds; ``strict`` as RH-12 (section 10).
 
-    ``asked`` is the request's body (after the config's params), for what an answer repeats of it.
+    ``asked`` is the request's body (after the config's params), for what an answer repeats of it. Made when the first
+    chunk is there: by then a `Decoder` knows what the endpoint calls the answer and itself (see `answer_id`).
     """
 
     id: str
@@ -25,6 +26,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     strict: bool = True
     asked: dict[str, Any] = {}
+
+
+def answer_id(told: str | None, provider: str, now: float) -> str:
+    """An answer's id: the endpoint's own (``told``), else ``<provider>-<epoch ms>`` (GATEWAY STM-05); ``now`` in s."""
+    return told or f"{provider}-{int(now * 1000)}"
 
 
 class Encoder(Protocol):
