@@ -82,7 +82,7 @@ def say(words: str) -> None:
     print(f"bench: {words} …", file=sys.stderr, flush=True)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table, aligned so that it reads well as plain text too; all columns but the first to the right."""
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
 
@@ -137,11 +137,11 @@ def text(found: _Json) -> str:
         "",
         "### Against the targets",
         "",
-        _table(("figure", "measured", "target", "met"), targets),
+        table(("figure", "measured", "target", "met"), targets),
         "",
         "### Runs",
         "",
-        _table(
+        table(
             (
                 "clients",
                 "runs/s",
@@ -169,7 +169,7 @@ def text(found: _Json) -> str:
         "",
         "### First token, one client",
         "",
-        _table(
+        table(
             ("", "p50 ms", "p99 ms"),
             [
                 ("create a run and stream it", f"{first['run_p50']:.2f}", f"{first['run_p99']:.2f}"),
@@ -180,7 +180,7 @@ def text(found: _Json) -> str:
         "",
         "### Lists of 20 runs",
         "",
-        _table(
+        table(
             ("thread", "clients", "runs stored", "lists/s", "p50 ms", "p99 ms", "server CPU us/list", "by others"),
             [
                 (
@@ -197,7 +197,7 @@ def text(found: _Json) -> str:
             ],
         ),
         "",
-        _table(
+        table(
             ("thread", "clients", "p50 growth", "lowest round", "highest round", "noise alone, highest"),
             [
                 (
@@ -214,7 +214,7 @@ def text(found: _Json) -> str:
         "",
         "### Start-up and memory",
         "",
-        _table(
+        table(
             ("", "to the first 200, s", "peak memory MB"),
             [
                 ("fresh data folder", f"{found['startup']['fresh']:.2f}", f"{found['idle_mb']:.0f}"),
@@ -242,14 +242,14 @@ def write(found: _Json) -> None:
     say(f"written: {RESULTS.relative_to(ROOT)}, {PAGE.relative_to(ROOT)}")
 
 
-def update(page: Path, figures: str) -> None:
-    """Replace what stands between the markers of ``page``. Raises ValueError if it does not have both."""
+def update(page: Path, figures: str, first: str = BEGIN, last: str = END) -> None:
+    """Replace what stands between two markers of ``page``. Raises ValueError if it does not have both."""
     old = page.read_text()
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = old.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{page.name}: expected the lines {BEGIN!r} and {END!r}")
-    page.write_text(f"{before}{BEGIN}\n\n{figures}\n\n{END}{after}")
+        raise ValueError(f"{page.name}: expected the lines {first!r} and {last!r}")
+    page.write_text(f"{before}{first}\n\n{figures}\n\n{last}{after}")
 
 
 def main() -> None:

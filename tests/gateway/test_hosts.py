@@ -153,7 +153,8 @@ def test_an_ipv6_form_of_a_public_ipv4_address_is_public(host: str) -> None:
 
 @pytest.mark.behaviour("HOST-03")
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]", "[0:0:0:0:0:0:0:1]", "host.docker.internal", "a.b.localhost"]
+    "host",
+    ["localhost", "LOCALHOST", "127.0.0.1", "[::1]", "[0:0:0:0:0:0:0:1]", "host.docker.internal", "a.b.localhost"],
 )
 def test_what_the_operator_trusts_is_let_through_and_nothing_is_trusted_by_itself(host: str) -> None:
     url = f"http://{host}:8080/v1"
@@ -194,7 +195,7 @@ def test_any_text_is_a_base_or_a_400(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 def test_addresses_are_judged_by_what_they_are(address: object) -> None:
     host = f"[{address}]" if ":" in str(address) else str(address)
-    if not address.is_global or address.is_multicast:  # type: ignore[attr-defined]
-        if getattr(address, "ipv4_mapped", None) is None and not str(address).startswith("64:ff9b::"):
-            refusal(f"http://{host}")
+    is_inner = getattr(address, "ipv4_mapped", None) is not None or str(address).startswith("64:ff9b::")
+    if not is_inner and (not address.is_global or address.is_multicast):  # type: ignore[attr-defined]
+        refusal(f"http://{host}")
     assert check(f"http://{host}", trusted_from_env(str(address)))

@@ -175,7 +175,9 @@ async def test_a_runs_call_names_the_run(meter: Meter, log: Log) -> None:
 
 async def test_what_a_virtual_key_costs_is_told_to_its_budget(log: Log) -> None:
     spent: list[tuple[str, float, int]] = []
-    meter = Meter(log.write, Prices({"openai/gpt-4o": Price(input=1, output=1)}), spend=lambda *told: spent.append(told))
+    meter = Meter(
+        log.write, Prices({"openai/gpt-4o": Price(input=1, output=1)}), spend=lambda *told: spent.append(told)
+    )
     record = meter.begin(request())
     record.attempted("openai", 200, 0.1, virtual_key="team-key")
     record.finish(answer())
@@ -338,6 +340,15 @@ async def test_every_call_has_a_trace(
     assert (facts.span_id, facts.span_name) == ("sp", "summary")
 
 
+async def test_made_up_traces_are_in_the_order_of_time(meter: Meter) -> None:
+    first = meter.begin(request()).trace_id
+    clock.advance(2)
+    second, third = (meter.begin(request()).trace_id for _ in range(2))
+    assert first[:8] < second[:8]
+    assert second != third
+    assert all(len(trace) == 32 and int(trace, 16) for trace in (first, second, third))
+
+
 # --- the queue ---
 
 
@@ -365,6 +376,21 @@ async def test_a_full_batch_does_not_wait(log: Log) -> None:
     await meter.close()
     assert len(log.records) == 1100
     assert meter.dropped == 0
+
+
+async def test_a_batch_of_long_streams_is_short_and_does_not_wait(log: Log) -> None:
+    meter = Meter(log.write, Prices())
+    for _ in range(100):
+        record = meter.begin(request())
+        for _ in range(60):
+            record.sent(b"x" * 1024)
+        record.finish(answer(body=None))
+    while not log.batches:
+        await asyncio.sleep(0.001)
+    # Some 4 MiB of bodies, up to one step more.
+    assert 4 * 1024 < len(log.batches[0]) * 60 < 4 * 1024 + 50 * 60
+    await meter.close()
+    assert len(log.records) == 100
 
 
 async def test_the_oldest_go_when_there_are_too_many(log: Log) -> None:

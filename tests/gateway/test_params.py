@@ -32,7 +32,11 @@ def test_defaults_fill_what_is_missing_and_nothing_else() -> None:
 @pytest.mark.behaviour("CFG-16", "CFG-37")
 def test_overrides_replace_whole_members() -> None:
     effective = Effective(override_params={"metadata": {"b": 1}, "model": "m"})
-    assert apply({"metadata": {"a": 1}, "model": "x", "n": 1}, effective) == {"metadata": {"b": 1}, "model": "m", "n": 1}
+    assert apply({"metadata": {"a": 1}, "model": "x", "n": 1}, effective) == {
+        "metadata": {"b": 1},
+        "model": "m",
+        "n": 1,
+    }
 
 
 @pytest.mark.behaviour("CFG-18")

@@ -123,7 +123,8 @@ def model(retry: Retry | None, answers: list[int]) -> tuple[int, int]:
 
 @pytest.mark.behaviour("RTY-01", "RTY-03", "RSP-03")
 @given(
-    st.none() | st.builds(Retry, attempts=st.integers(0, 5), on_status_codes=st.none() | st.lists(statuses.filter(bool))),
+    st.none()
+    | st.builds(Retry, attempts=st.integers(0, 5), on_status_codes=st.none() | st.lists(statuses.filter(bool))),
     st.lists(statuses, min_size=6, max_size=6),
 )
 def test_counts_equal_the_model(retry: Retry | None, answers: list[int]) -> None:

@@ -6,12 +6,11 @@ its condition false, whatever the operator, and every key and operator of a quer
 
 import re
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, cast
 
 from loomgate.errors import ApiError
+from loomgate.gateway import automaton
 from loomgate.gateway.call import Request
-from loomgate.gateway.patterns import Pattern
 from loomgate.wire.policy import Strategy
 
 # ``metadata``, ``params`` and ``url`` (with ``pathname``), each a mapping.
@@ -42,43 +41,45 @@ def fact(facts: Facts, key: str, missing: object = None) -> object:
 
 def choose(strategy: Strategy, facts: Facts) -> str:
     """The ``name`` of the target that ``strategy`` resolves to (CND-01). Raises a 400 `ApiError` (CND-09)."""
+    budget = automaton.Budget()
     if not strategy.conditions:
         raise _error("No conditions passed in the query router")
     for condition in strategy.conditions:
-        if holds(condition.query, facts):
+        if holds(condition.query, facts, budget):
             return condition.then
     if strategy.default is None:
         raise _error("Query router did not resolve to any valid target")
     return strategy.default
 
 
-def holds(query: Mapping[str, Any], facts: Facts) -> bool:
-    """Whether all of ``query`` is true of ``facts``.
+def holds(query: Mapping[str, Any], facts: Facts, budget: automaton.Budget | None = None) -> bool:
+    """Whether all of ``query`` is true of ``facts``; ``budget`` is what its patterns may cost.
 
-    Raises a 400 `ApiError` for an unknown operator (CND-09) and for a pattern that takes too long.
+    Raises a 400 `ApiError` for an unknown operator (CND-09) and for patterns that cannot be searched.
     """
+    budget = budget or automaton.Budget()
     for key, value in query.items():
         if key == "$and":
-            found = all(holds(item, facts) for item in value)
+            found = all(holds(item, facts, budget) for item in value)
         elif key == "$or":
-            found = any(holds(item, facts) for item in value)
+            found = any(holds(item, facts, budget) for item in value)
         elif key.startswith("$"):
             raise _error(f"Unsupported operator used in the query router: {key}")
         else:
-            found = _answers(fact(facts, key, _MISSING), value)
+            found = _answers(fact(facts, key, _MISSING), value, budget)
         if not found:
             return False
     return True
 
 
-def _answers(present: object, wanted: object) -> bool:
+def _answers(present: object, wanted: object, budget: automaton.Budget) -> bool:
     operators = cast("dict[str, Any]", wanted) if isinstance(wanted, dict) else {"$eq": wanted}
     for operator in operators:
         if operator not in OPERATORS:
             raise _error(f"Unsupported operator used in the query router: {operator}")
     if present is _MISSING:
         return False
-    return all(OPERATORS[operator](present, operand) for operator, operand in operators.items())
+    return all(OPERATORS[operator](present, operand, budget) for operator, operand in operators.items())
 
 
 def _error(message: str) -> ApiError:
@@ -137,40 +138,21 @@ def _text(value: object) -> str | None:
             return None
 
 
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> Pattern | None:
-    try:
-        return Pattern(pattern)
-    except ValueError:
-        return None
-
-
-def _regex(present: object, pattern: object) -> bool:
-    """CND-06: what is no pattern matches nothing."""
+def _regex(present: object, pattern: object, budget: automaton.Budget) -> bool:
     text = _text(present)
-    compiled = _compiled(pattern) if isinstance(pattern, str) else None
-    if text is None or compiled is None:
-        return False
-    try:
-        return compiled.glance(text)
-    except TimeoutError:
-        raise ApiError(
-            400,
-            "A pattern of the conditions takes too long on this request: make it simpler.",
-            code="pattern_too_complex",
-        ) from None
+    return text is not None and isinstance(pattern, str) and automaton.search(pattern, text, budget)
 
 
-Operator = Callable[[object, Any], bool]
+Operator = Callable[[object, Any, automaton.Budget], bool]
 
 OPERATORS: dict[str, Operator] = {
-    "$eq": lambda present, wanted: _same(present, wanted),
-    "$ne": lambda present, wanted: not _same(present, wanted),
-    "$gt": lambda present, wanted: _number(present) > _number(wanted),
-    "$gte": lambda present, wanted: _number(present) >= _number(wanted),
-    "$lt": lambda present, wanted: _number(present) < _number(wanted),
-    "$lte": lambda present, wanted: _number(present) <= _number(wanted),
-    "$in": lambda present, options: _in(present, options),
-    "$nin": lambda present, options: not _in(present, options),
+    "$eq": lambda present, wanted, _: _same(present, wanted),
+    "$ne": lambda present, wanted, _: not _same(present, wanted),
+    "$gt": lambda present, wanted, _: _number(present) > _number(wanted),
+    "$gte": lambda present, wanted, _: _number(present) >= _number(wanted),
+    "$lt": lambda present, wanted, _: _number(present) < _number(wanted),
+    "$lte": lambda present, wanted, _: _number(present) <= _number(wanted),
+    "$in": lambda present, options, _: _in(present, options),
+    "$nin": lambda present, options, _: not _in(present, options),
     "$regex": _regex,
 }

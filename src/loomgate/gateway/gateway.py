@@ -78,6 +78,7 @@ class Gateway:
         self._meter = meter or Meter(None, Prices())
         self._limits = limits or Limits()
         self._compiled: dict[int, tuple[Config, Mapping[str, dict[str, Any]], Node]] = {}
+        self._named: dict[tuple[Any, ...], Node] = {}
 
     # --- the pipeline ---
 
@@ -204,7 +205,7 @@ class Gateway:
         naming = request.naming
         config = await self._config_of(naming, request.workspace)
         if config is None:
-            return compile_naming(naming, None, _no_guardrails, trusted=self._config.trusted)
+            return self._without_config(naming)
         saved = await self._stored.guardrails(request.workspace)
         kept = self._compiled.get(id(config))
         if kept is None or kept[0] is not config or kept[1] is not saved:
@@ -217,6 +218,26 @@ class Gateway:
         return compile_naming(
             naming, config, partial(_guardrails, saved), trusted=self._config.trusted, compiled=kept[2]
         )
+
+    def _without_config(self, naming: Naming) -> Node:
+        """What headers alone say, kept for the next request that says the same."""
+        if naming.forward or naming.options or naming.input_guardrails or naming.output_guardrails:
+            return compile_naming(naming, None, _no_guardrails, trusted=self._config.trusted)
+        said = (
+            naming.provider,
+            naming.virtual_key,
+            naming.api_key,
+            naming.custom_host,
+            naming.request_timeout,
+            naming.strict,
+        )
+        node = self._named.get(said)
+        if node is None:
+            node = compile_naming(naming, None, _no_guardrails, trusted=self._config.trusted)
+            if len(self._named) >= _MOST_COMPILED:
+                self._named.clear()
+            self._named[said] = node
+        return node
 
     async def _config_of(self, naming: Naming, workspace: str) -> Config | None:
         if naming.inline is not None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 ABANDONED = 499  # the status of a call whose client left before its answer was whole
 
 _BATCH = 500  # records in one write
+_BATCH_BYTES = 4 * 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
 _STEP = 50  # records made in one go, before other work of the event loop gets its turn
 _SECONDS = 0.5  # how long a record may wait for others
 _MOST = 10_000  # records in the queue
@@ -117,7 +118,7 @@ class Record:
         found = self._trace
         if not found:
             naming = self.request.naming
-            found = self._trace = naming.trace_id or _traced(self.request) or f"{random.getrandbits(128):032x}"
+            found = self._trace = naming.trace_id or _traced(self.request) or _new_trace()
         return found
 
     def first_byte(self) -> None:
@@ -282,7 +283,7 @@ class Meter:
             self._bytes -= records.popleft().weight
             waiting -= 1
             self.dropped += 1
-        if waiting == 1 or waiting >= _BATCH:
+        if waiting == 1 or waiting >= _BATCH or self._bytes >= _BATCH_BYTES:
             if self._task is None:
                 self.start()
             if self._woken is not None:
@@ -313,7 +314,7 @@ class Meter:
                 await self._tidy()
                 await clock.wait(woken, _TIDY_SECONDS)
             woken.clear()
-            if not self._closed and len(self._records) < _BATCH:
+            if not self._closed and len(self._records) < _BATCH and self._bytes < _BATCH_BYTES:
                 await clock.wait(woken, _SECONDS)
             try:
                 await self._batch()
@@ -322,11 +323,13 @@ class Meter:
 
     async def _batch(self) -> None:
         batch: list[CallRecord] = []
-        while self._records and len(batch) < _BATCH:
+        left = _BATCH_BYTES
+        while self._records and len(batch) < _BATCH and left > 0:
             made: list[Made] = []
             for _ in range(min(_STEP, len(self._records), _BATCH - len(batch))):
                 record = self._records.popleft()
                 self._bytes -= record.weight
+                left -= record.weight
                 try:
                     made.append(make(record.seen(), self._prices, self._bodies, spans=self._spans))
                 except Exception:
@@ -384,6 +387,11 @@ def _weight(request: Request) -> int:
         return 0
     parts = (message.content for message in request.chat.messages)
     return sum(len(part) if isinstance(part, str) else 1000 for part in parts if part)
+
+
+def _new_trace() -> str:
+    """32 hex digits that begin with the time, so that the log's index of traces grows at its end, not everywhere."""
+    return f"{clock.timestamp() & 0xFFFFFFFF:08x}{random.getrandbits(96):024x}"
 
 
 def _traced(request: Request) -> str:

@@ -17,11 +17,13 @@ import msgspec
 from loomgate.errors import ApiError, bad_request
 from loomgate.gateway import hosts
 from loomgate.gateway.call import Effective, Request
-from loomgate.gateway.config import Budget, GatewayConfig, ProviderConfig, Stored
+from loomgate.gateway.config import Budget, GatewayConfig, ProviderConfig, Stored, StoredKey
 from loomgate.providers.bedrock import SIGNING_NAME
 from loomgate.providers.catalogue import CATALOGUE, Vendor
 from loomgate.providers.dialect import Target
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
+
+_MOST_KEYS = 10_000
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,8 @@ class Resolver:
     def __init__(self, config: GatewayConfig, stored: Stored) -> None:
         self._config = config
         self._stored = stored
+        # By workspace and slug: what a stored key led to the last time, as long as it is the same key.
+        self._last: dict[tuple[str, str], tuple[StoredKey, Resolved]] = {}
 
     async def resolve(self, request: Request, effective: Effective, model: str | None) -> Resolved:
         """The endpoint for one target. Raises a 4xx `ApiError` for names that lead nowhere."""
@@ -85,6 +89,26 @@ class Resolver:
                     code="unknown_provider",
                 )
             return self._made(effective, slug, config, model)
+        if found.opened is not None and model is not None and not found.opened.allows(model):
+            raise bad_request(f"The model '{model[:200]}' is not allowed with '@{slug}'.", "model", "model_not_allowed")
+        if effective.custom_host is not None or effective.options:
+            return self._opened(effective, slug, found, model)
+        # Nothing of the request's own counts then but its model.
+        place = (request.workspace, slug)
+        last = self._last.get(place)
+        if last is not None and last[0] is found:
+            if last[1].model == model:
+                return last[1]
+            made = msgspec.structs.replace(last[1], model=model)
+        else:
+            made = self._opened(effective, slug, found, model)
+        if len(self._last) >= _MOST_KEYS:
+            self._last.clear()
+        self._last[place] = (found, made)
+        return made
+
+    def _opened(self, effective: Effective, slug: str, found: StoredKey, model: str | None) -> Resolved:
+        """Where the stored key ``found`` leads."""
         base = self._config.providers.get(found.provider) or ProviderConfig(vendor=found.provider)
         config = msgspec.structs.replace(
             base,
@@ -96,8 +120,6 @@ class Resolver:
             headers={**base.headers, **found.headers},
             private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
         )
-        if found.opened is not None and model is not None and not found.opened.allows(model):
-            raise bad_request(f"The model '{model[:200]}' is not allowed with '@{slug}'.", "model", "model_not_allowed")
         made = self._made(effective, found.provider, config, model)
         return msgspec.structs.replace(made, stored=slug, budgets=found.budgets, vouched=found.private)
 

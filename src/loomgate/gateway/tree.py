@@ -4,15 +4,15 @@ What must live here: who inherits what from whom, and which of header and config
 targets (``gateway/route``), or looking up what a slug stands for. Pure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import msgspec.structs
 
 from loomgate.errors import ApiError
-from loomgate.gateway import hosts
+from loomgate.gateway import automaton, hosts
 from loomgate.gateway.call import Effective, Node
 from loomgate.wire.policy import Config, Naming, check_options, config_error
 from loomgate.wire.provider_data import OPTION_HEADERS, SECRET_OPTIONS, URL_OPTIONS
@@ -43,9 +43,29 @@ def compile_config(
     ``compile_guardrails`` makes the guardrails of one config, before and after the call, out of its own fields.
     ``trusted``: see `hosts.check`. ``providers``: the provider names that exist, if they are to be checked (CFG-09);
     ``@slugs`` are not. Raises a 400 `ApiError` that names the place in the config, which is called ``where``.
+
+    The same config object with the same ``compile_guardrails`` is compiled once for a while: when guardrails change
+    that are named by a slug, pass another callable.
     """
-    compiler = _Compiler(config, compile_guardrails, trusted, providers, where)
-    return compiler.node(config, _BARE, "", 0)
+    key = (id(config), compile_guardrails, trusted, providers)
+    found = _compiled.get(key)
+    if found is not None:
+        return found[1]
+    node = _Compiler(config, compile_guardrails, trusted, providers, where).node(config, _BARE, "", 0)
+    if _count(node) <= _MOST_NODES_KEPT:
+        if len(_compiled) >= _MOST_KEPT:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = config, node  # with the config, so that its id stays its own
+    return node
+
+
+_MOST_KEPT = 64
+_MOST_NODES_KEPT = 200
+_compiled: dict[tuple[int, CompileGuardrails, frozenset[str], frozenset[str] | None], tuple[Config, Node]] = {}
+
+
+def _count(node: Node) -> int:
+    return 1 + sum(map(_count, node.targets))
 
 
 def compile_naming(
@@ -68,6 +88,10 @@ def compile_naming(
     addition (RH-18, INH-03).
     """
     config = naming.inline if naming.inline is not None else saved
+    if config is None and compiled is None and _says_only_who(naming):
+        return Node(
+            effective=Effective(provider=naming.provider, virtual_key=naming.virtual_key, api_key=naming.api_key)
+        )
     if compiled is not None:
         node = compiled
     elif config is None:
@@ -117,6 +141,7 @@ class _Compiler:
         strategy, targets = config.strategy, config.targets
         if strategy is None or targets is None:
             return Node(effective=own)
+        self._check_patterns(config, place)
         heritage = own
         if strategy.cb_config is not None:
             heritage = msgspec.structs.replace(own, breaker=strategy.cb_config)
@@ -167,8 +192,8 @@ class _Compiler:
         try:
             before, after = self._compile_guardrails(config)
         except ApiError as error:
-            error.message = f"{error.message} (in {self._where}, path: {place or 'config'})"
-            raise
+            message = f"{error.message} (in {self._where}, path: {place or 'config'})"
+            raise ApiError(error.status, message, param=error.param, code=error.code, details=error.details) from None
         return before if has_before else above.before, after if has_after else above.after
 
     def _circuit(self, path: str) -> str:
@@ -201,6 +226,17 @@ class _Compiler:
             f"{place}.provider" if place else "provider",
             f"Invalid 'provider' value. Must be one of: {', '.join(sorted(known))}",
         )
+
+    def _check_patterns(self, config: Config, place: str) -> None:
+        """Refuse now what `conditions` would have to refuse for every request."""
+        assert config.strategy is not None
+        for index, condition in enumerate(config.strategy.conditions or ()):
+            for pattern in _patterns_in(condition.query):
+                try:
+                    automaton.check(pattern)
+                except ApiError as error:
+                    at = f"{place}." if place else ""
+                    raise config_error(self._where, f"{at}strategy.conditions[{index}].query", error.message) from None
 
 
 class _Overlay:
@@ -236,6 +272,8 @@ class _Overlay:
                     url = _header_host(naming.options[name], trusted, f"x-portkey-{header}")
                     self._options = {**self._options, name: url}
 
+        self._is_silent = not self._everywhere and not any(self._guardrails)
+
     def node(self, node: Node) -> Node:
         if node.strategy is None:
             changes = self._changes(node.effective)
@@ -246,6 +284,8 @@ class _Overlay:
         return Node(effective=node.effective, strategy=node.strategy, targets=targets)
 
     def _changes(self, leaf: Effective) -> dict[str, Any]:
+        if self._is_silent and not needs_headers(leaf):
+            return self._everywhere
         changes = dict(self._everywhere)
         before, after = self._guardrails
         if before:
@@ -283,6 +323,31 @@ class _Overlay:
             digest = blake2b(msgspec.json.encode(named), digest_size=16).hexdigest()
             changes["circuit"] = f"{leaf.circuit}:{digest}"
         return changes
+
+
+def _patterns_in(query: object) -> Iterator[str]:
+    """Every ``$regex`` of a query."""
+    if isinstance(query, list):
+        for item in cast("list[object]", query):
+            yield from _patterns_in(item)
+    elif isinstance(query, dict):
+        for key, value in cast("dict[str, object]", query).items():
+            if key == "$regex" and isinstance(value, str):
+                yield value
+            else:
+                yield from _patterns_in(value)
+
+
+def _says_only_who(naming: Naming) -> bool:
+    """Most requests: a provider or a virtual key, and a key."""
+    return naming.strict and not (
+        naming.options
+        or naming.custom_host
+        or naming.request_timeout
+        or naming.forward
+        or naming.input_guardrails
+        or naming.output_guardrails
+    )
 
 
 def _holds_secrets(leaf: Effective) -> bool:

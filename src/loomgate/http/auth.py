@@ -85,7 +85,9 @@ class Auth:
             if portkey and b"x-portkey-api-key" not in headers and bearer != _PLACEHOLDER:
                 own = bearer  # no key of ours is needed, so it can only be the provider's
         naming = naming_of(headers, own) if upstream else NOTHING
-        return caller if naming is NOTHING else msgspec.structs.replace(caller, naming=naming)
+        if naming is NOTHING:
+            return caller
+        return Caller(caller.workspace, naming, caller.keyless, caller.admin, caller.key_id)
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
