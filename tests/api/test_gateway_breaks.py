@@ -440,6 +440,29 @@ def test_a_stream_that_broke_is_like_any_other(site: Site) -> None:
     assert site.asked == (1, 1)
 
 
+def test_readers_keep_what_they_have_seen(site: Site) -> None:
+    client = site.client(provider="a")
+    site.a.faults += [Fault(cut_after=MIDDLE), Fault(hang_after=1200)]
+    run = start(client, TALK, model="any")
+    seen = 0
+
+    def look() -> bool:
+        nonlocal seen
+        for message in written(client, run):
+            now = len(text_of(message)) if message["content"] else 0
+            assert now >= seen
+            seen = now
+        clock.advance(0.5)
+        return len(site.a.requests) == 2
+
+    eventually(look)
+    for _ in range(10):
+        look()
+    assert 0 < seen < len(WORDS)
+    client.post(path(run, "/cancel"))
+    assert settle(client, run)["status"] == "cancelled"
+
+
 def test_a_viewer_who_joins_between_two_attempts(site: Site) -> None:
     client = site.client(provider="a")
     run = _broken_and_waiting(site, client)

@@ -178,7 +178,7 @@ class Turn:
             else:
                 self._tell([events.refusal_delta(self._message.id, text, index=index)])
         points.reached("delta")
-        if clock.now() - self._saved >= _CHECKPOINT_SECONDS:
+        if clock.now() - self._saved >= _CHECKPOINT_SECONDS and (self._behind is None or self._muted):
             self._saved = clock.now()
             await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
             points.reached("checkpointed")
@@ -202,7 +202,9 @@ class Turn:
         if spare is not None and isinstance(spare.step_details, MessageDetails):
             step, self._spare_text = spare, None
             message = self._new_message(spare.step_details.message_creation.message_id, spare.created_at)
-            commit.put_messages.append(message)
+            # Readers keep what they have seen of it until there is more (MSG-14).
+            shown = [] if self._behind is None else self._content(self._behind.parts)
+            commit.put_messages.append(msgspec.structs.replace(message, content=shown))
         else:
             message = self._new_message(new_id("msg"), now)
             step = self._new_step("message_creation", MessageDetails(CreatedMessage(message.id)), now)

@@ -156,8 +156,8 @@ class Answer:
     ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
     GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
     it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by
-    the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06). ``tries``: how often in all a run
-    may call where it came from when no config says it; ``None``: as often as the gateway's settings say.
+    the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06). ``tries``: how often in all
+    a run may call where it came from when no config says it; ``None``: as often as the gateway's settings say.
     """
 
     __slots__ = (
