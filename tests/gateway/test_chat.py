@@ -134,7 +134,7 @@ async def test_what_cannot_be_routed() -> None:
     assert gateway.refusal("scripted-big", DEFAULT) is None
     assert gateway.refusal("gpt-4o", DEFAULT) is not None
     assert gateway.refusal("scriptedly", DEFAULT) is not None
-    for name, known in (("nobody", False), ("openai", False), ("ollama", True), ("openai-compatible", False)):
+    for name, known in (("nobody", False), ("openai", False), ("ollama", False), ("openai-compatible", False)):
         assert (gateway.refusal("m", Upstream(kind="provider", name=name)) is None) is known
         if not known:
             await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))

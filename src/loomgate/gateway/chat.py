@@ -12,35 +12,16 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import RETRYABLE, ProviderError
 from loomgate.providers import scripted
-from loomgate.providers.anthropic import Anthropic
-from loomgate.providers.bedrock import SIGNING_NAME, Bedrock
 from loomgate.providers.catalogue import CATALOGUE, Vendor
-from loomgate.providers.cohere import Cohere
-from loomgate.providers.dialect import Dialect, Target
+from loomgate.providers.dialect import Target
 from loomgate.providers.failure import masked
-from loomgate.providers.gemini import Gemini, VertexAI
-from loomgate.providers.openai import OpenAI
+from loomgate.providers.operations import dialect_of
 from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
 
 log = logging.getLogger(__name__)
-
-_DIALECTS: dict[str, Dialect] = {
-    "anthropic": Anthropic(),
-    "bedrock": Bedrock(),
-    "cohere": Cohere(),
-    "gemini": Gemini(),
-    "openai": OpenAI(),
-    "vertex-ai": VertexAI(),
-}
-
-
-def dialect_of(vendor: Vendor) -> Dialect:
-    """The dialect that ``vendor`` speaks."""
-    return _DIALECTS[vendor.dialect]
-
 
 _LONGEST_ERROR = 64 * 1024
 # After the last chunk: how long to wait for the end of the body, so that the connection can be used again.
@@ -174,7 +155,9 @@ class Gateway:
                 if target.vendor.auth == "service_account":
                     target = await self._tokens.opened(target, timeouts, trusted=upstream.kind != "sealed")
                     secrets = (*target.secrets, *secrets)
-                dialect = dialect_of(target.vendor)
+                dialect = dialect_of(target, call.model)
+                if dialect is None:
+                    raise ProviderError("model_not_found", f"The provider '{target.vendor.name}' has no chat.")
                 decoder = dialect.decoder()
                 request = dialect.request(call, target)
                 if target.auth is not None:
@@ -269,7 +252,7 @@ class Gateway:
             raise ProviderError("model_not_found", f"The provider '{name}' has no base_url.")
         if not re.match(r"https?://[^/\s]+", base_url):
             raise ProviderError("model_not_found", f"The base_url of the provider '{name}' is not an http(s) address.")
-        if vendor.auth != "optional" and not config.api_key and not (vendor.auth == "aws" and config.aws):
+        if vendor.needs_key and not config.api_key and not (vendor.auth == "aws" and config.aws):
             raise ProviderError("auth", f"There is no API key for the provider '{name}'.")
         return target_of(vendor, base_url, config), config
 
@@ -284,7 +267,7 @@ def target_of(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
         region = config.region or region_of(base_url) or DEFAULT_REGION
         base_url = base_url.replace("{region}", region)
         if config.aws is not None:
-            auth = SigV4(keys=config.aws, region=region, service=SIGNING_NAME)
+            auth = SigV4(keys=config.aws, region=region, service=vendor.service or vendor.name)
     return Target(
         vendor=vendor,
         base_url=base_url,

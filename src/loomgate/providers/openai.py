@@ -103,10 +103,8 @@ class OpenAI:
                 body[theirs] = body.pop(ours)
         for name in drop:
             body.pop(name, None)
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if target.api_key:
-            headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **target.own_headers()}
+        return HttpCall(target.endpoint_url("chat", call.model), headers, _encode(body))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""

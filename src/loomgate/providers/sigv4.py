@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
+import msgspec.structs
 
 from loomgate import clock
 from loomgate.providers.dialect import HttpCall
@@ -51,8 +52,8 @@ class SigV4(msgspec.Struct, frozen=True, kw_only=True):
 
     def __call__(self, call: HttpCall) -> HttpCall:
         """``call`` with the headers of `signature` in addition."""
-        more = self.signature("POST", call.url, call.headers, call.body, clock.now())
-        return HttpCall(call.url, {**call.headers, **more}, call.body)
+        more = self.signature(call.method, call.url, call.headers, call.body, clock.now())
+        return msgspec.structs.replace(call, headers={**call.headers, **more})
 
     def signature(self, method: str, url: str, headers: Mapping[str, str], body: bytes, at: float) -> dict[str, str]:
         """The headers to add: date, session token and authorization, for a request sent ``at`` (seconds, `clock.now`).

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import msgspec
 import pytest
 
-from loomgate.gateway.chat import dialect_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Decoder, Dialect, HttpCall, Target
+from loomgate.providers.operations import dialect_of
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -126,7 +126,10 @@ def _param(wire: Wire, names: Iterable[str]) -> Any:
 
 def dialect(wire: Wire) -> Dialect:
     """The dialect under test."""
-    return dialect_of(CATALOGUE[wire.vendor])
+    row = CATALOGUE[wire.vendor]
+    found = dialect_of(Target(vendor=row, base_url=row.base_url or ""), model(wire))
+    assert found is not None
+    return found
 
 
 def model(wire: Wire) -> str:
