@@ -61,7 +61,7 @@ def test_the_version_loads_no_library(tmp_path: Path) -> None:
     )
     loaded = done.stdout.splitlines()[1]
     assert "'loomgate.cli'" in loaded
-    for library in ("msgspec", "sqlalchemy", "apsw", "aiohttp", "starlette", "uvicorn", "cryptography"):
+    for library in ("msgspec", "sqlalchemy", "apsw", "httptools", "starlette", "uvicorn", "cryptography"):
         assert f"'{library}'" not in loaded
 
 

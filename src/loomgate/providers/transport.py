@@ -1,28 +1,35 @@
-"""The single HTTP door out: pooled connections, time-outs, limits. Only this file imports the HTTP client.
+"""The single HTTP door out: pooled connections, time-outs, limits.
 
 What must live here: sending a request, handing out the answer's status, headers and body pieces, and saying in our
 words how a connection failed. What must not: what the bytes mean, and trying a call again that an endpoint has seen.
+The bytes of HTTP itself are in ``http1``, what lies between a URL and a connection in ``dial``.
 """
 
 import asyncio
 import contextlib
-import io
-import ssl
-from types import SimpleNamespace, TracebackType
-from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+import zlib
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol, Self
+from urllib.parse import quote
 
 import msgspec
 
 from loomgate import clock
 from loomgate.errors import ProviderError
+from loomgate.providers.dial import Dialer, Origin, origin_of
 from loomgate.providers.dialect import HttpCall
+from loomgate.providers.http1 import CLOSE, ENCODING, Connection, Pool, request_head
 
 if TYPE_CHECKING:
-    import aiohttp
+    from loomgate.providers.websocket import WebSocket
 
-# aiohttp warns when a larger body is given as bytes, since writing it holds up the event loop.
-_LARGE_BODY = 1024 * 1024
+Phase = Literal["connect", "first_byte", "idle"]
+
+# Origins that are remembered, their addresses taken apart; some come from clients.
+_MOST_ORIGINS = 4096
+# Bytes that a compressed body gives at a time.
+_INFLATED = 256 * 1024
+_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,58 +51,91 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reply:
     """An answer whose headers have come. Use it as an async context manager; leaving it gives the connection back,
-    or closes it at once when the body was not read to its end."""
+    or closes it at once when the body was not read to its end.
 
-    def __init__(self, transport: "Transport", answer: "aiohttp.ClientResponse", watch: "_Watch") -> None:
+    ``raw_headers`` are the headers as received, in order, names in lower case. ``whole`` is the complete body if it
+    was there together with the headers, and None if there is more to wait for. A body that comes compressed although
+    that was not asked for is decompressed, and ``raw_headers`` then lack what no longer holds.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_got",
+        "_headers",
+        "_inflate",
+        "_left",
+        "_transport",
+        "_watch",
+        "raw_headers",
+        "status",
+        "whole",
+    )
+
+    def __init__(self, transport: "Transport", connection: Connection, watch: "Watch", *, inflate: bool) -> None:
         self._transport = transport
-        self._answer = answer
         self._watch = watch
         self._got = False
-        self.status: int = answer.status
+        self._headers: dict[str, str] | None = None
+        self._inflate: _Inflate | None = None
+        self._connection: Connection | None = connection
+        self._left: bytes | None = None
+        self.status: int = connection.status
+        self.raw_headers: list[tuple[bytes, bytes]] = connection.headers
+        self.whole: bytes | None = None
+        if inflate and connection.encoding in _CODINGS and (connection.parts or not connection.over):
+            self._inflate = _Inflate(connection.encoding)
+            gone = (b"content-encoding", b"content-length")
+            self.raw_headers = [header for header in self.raw_headers if header[0] not in gone]
+        if connection.over:
+            self._left = connection.take()
+            self._release()
+            if self._inflate is None:
+                self.whole = self._left
 
     @property
     def headers(self) -> dict[str, str]:
-        """The answer's headers, names in lower case."""
-        return {name.lower(): value for name, value in self._answer.headers.items()}
+        """The answer's headers, names in lower case; of repeated ones the last."""
+        if self._headers is None:
+            self._headers = {
+                name.decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in self.raw_headers
+            }
+        return self._headers
 
     async def piece(self) -> bytes:
         """The next bytes of the body as they come, ``b""`` at its end.
 
-        Raises `ProviderError` ``timeout``; ``cut`` when the body breaks off, or ``connect`` if nothing of it came.
+        While nobody asks, no more than some 300 KiB are read ahead. Raises `ProviderError` ``timeout``; ``cut`` when
+        the body breaks off, or ``connect`` if nothing of it came; ``malformed`` when its compression is wrong.
         """
-        watch = self._watch
-        watch.begin("idle", watch.timeouts.idle)
-        self._transport.watch(watch)
-        try:
-            async with watch.scope():
-                data = await self._answer.content.readany()
-        except TimeoutError:
-            raise watch.error() from None
-        except (OSError, *_client_errors()) as error:
-            if self._got:
-                raise ProviderError("cut", "The connection to the endpoint broke within the answer.") from error
-            raise ProviderError("connect", "The connection to the endpoint broke before the answer.") from error
-        self._got = True
+        inflate = self._inflate
+        if inflate is None:
+            return await self._piece()
+        while not (data := inflate.more()):
+            raw = await self._piece()
+            if not raw:
+                inflate.end()
+                return b""
+            inflate.feed(raw)
         return data
 
     async def read(self, limit: int) -> bytes:
         """The body, or its first ``limit`` bytes. Raises as `piece` does."""
-        body = b""
-        while len(body) < limit and (data := await self.piece()):
-            body += data
-        return body[:limit]
+        parts: list[bytes] = []
+        size = 0
+        while size < limit and (data := await self.piece()):
+            parts.append(data)
+            size += len(data)
+        return b"".join(parts)[:limit]
 
     def hurry(self, timeouts: Timeouts) -> None:
         """Let ``timeouts`` hold from here on."""
         self._watch.timeouts = timeouts
+        self._watch.end = min(self._watch.end, clock.now() + timeouts.total)
 
     def close(self) -> None:
         """Give the connection back, or close it if the answer is not over."""
-        self._transport.unwatch(self._watch)
-        if self._answer.content.is_eof():
-            self._answer.release()
-        else:
-            self._answer.close()
+        if self._connection is not None:
+            self._release()
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,40 +145,156 @@ class Reply:
     ) -> None:
         self.close()
 
+    async def _piece(self) -> bytes:
+        connection = self._connection
+        if connection is None:
+            if self._left is None:
+                raise ProviderError("cut", "The answer was closed before its end.")
+            data, self._left = self._left, b""
+            return data
+        watch = self._watch
+        now = clock.now()
+        if now >= watch.end and not connection.over:  # a fast stream may never have to wait
+            watch.due = watch.end
+            raise watch.error()
+        if not connection.parts:
+            watch.begin("idle", watch.timeouts.idle, now)
+            self._transport.watch(watch)
+            while not (connection.parts or connection.over or connection.failure):
+                if not await connection.wait():
+                    raise watch.error()
+        if connection.parts:
+            self._got = True
+            data = connection.take()
+        elif connection.over:
+            data = b""
+        elif self._got:
+            raise ProviderError("cut", "The connection to the endpoint broke within the answer.")
+        else:
+            raise ProviderError("connect", "The connection to the endpoint broke before the answer.")
+        if connection.over and self._connection is connection:
+            self._left = b""
+            self._release()
+        return data
 
-class _Watch:
-    """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them."""
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        self._transport.release(connection, self._watch)
 
-    __slots__ = ("_scope", "due", "end", "phase", "reused", "timeouts")
+
+class _Inflate:
+    """Decompresses a body with bounded growth: a piece may stand for a thousand times as much."""
+
+    def __init__(self, coding: bytes) -> None:
+        self._gzip = coding != b"deflate"
+        self._stream = zlib.decompressobj(31)
+        self._begun = False
+        self._tail = b""  # not yet used
+        self._full = False  # whether the last of it may stand for more
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        self._tail += data
+
+    def more(self) -> bytes:
+        """Up to 256 KiB of what they stand for; ``b""`` when all of them are used."""
+        while self._tail or self._full:
+            if not self._begun and not self._gzip:
+                if len(self._tail) < 2:
+                    break
+                # Many send deflate without the header that belongs there (RFC 1950 section 2.2).
+                header = self._tail[0] & 15 == 8 and int.from_bytes(self._tail[:2]) % 31 == 0
+                self._stream = zlib.decompressobj(15 if header else -15)
+            self._begun = True
+            if self._stream.eof:
+                if not self._gzip or not self._tail.strip(b"\0"):
+                    self._tail = b""  # padding
+                    break
+                self._stream = zlib.decompressobj(31)  # one may follow the other (RFC 1952 section 2.2)
+            data, self._tail = self._tail, b""
+            try:
+                out = self._stream.decompress(data, _INFLATED)
+            except zlib.error:
+                raise ProviderError("malformed", "The endpoint's compressed answer cannot be read.") from None
+            self._full = len(out) >= _INFLATED and not self._stream.eof
+            self._tail = self._stream.unconsumed_tail or self._stream.unused_data
+            if out:
+                return out
+        return b""
+
+    def end(self) -> None:
+        """Raises `ProviderError` ``cut`` when the compressed data is not complete."""
+        if (self._begun or self._tail) and not self._stream.eof:
+            raise ProviderError("cut", "The connection to the endpoint broke within the answer.")
+
+
+class Waiting(Protocol):
+    """What a deadline can end."""
+
+    def expire(self) -> None:
+        """Let whoever waits there know that it has come."""
+        ...
+
+
+class Watch:
+    """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them.
+
+    ``due`` is when, on `clock.now`; ``end`` when all of the call has to be over; ``connection`` what the call waits on.
+    """
+
+    __slots__ = ("_scope", "_stopped", "connection", "due", "end", "phase", "timeouts")
 
     def __init__(self, timeouts: Timeouts) -> None:
+        now = clock.now()
         self.timeouts = timeouts
-        self.end = clock.now() + timeouts.total
-        self.due = 0.0
-        self.phase = ""
-        self.reused = False  # whether the request went out on a kept connection
+        self.end = now + timeouts.total
+        self.phase: Phase = "first_byte"
+        self.due = min(now + timeouts.first_byte, self.end)
+        self.connection: Waiting | None = None
         self._scope: asyncio.Timeout | None = None
+        self._stopped = False
 
-    def begin(self, phase: str, seconds: float) -> None:
+    def begin(self, phase: Phase, seconds: float, now: float) -> None:
+        """Give the call ``seconds`` from ``now`` on."""
         self.phase = phase
-        self.due = min(clock.now() + seconds, self.end)
+        self.due = min(now + seconds, self.end)
 
     def scope(self) -> asyncio.Timeout:
-        """Wraps whatever may block. It has no timer of its own: `fire` ends it."""
+        """Wraps what blocks before there is a connection. It has no timer of its own: `fire` ends it."""
         self._scope = asyncio.timeout(None)
         return self._scope
 
     def fire(self) -> None:
-        if self._scope is not None and not self._scope.expired():
-            # Between two pieces nobody waits, which reschedule reports: the next `begin` starts a new span.
+        """It has come."""
+        if self.connection is not None:
+            self.connection.expire()
+        elif self._scope is not None and not self._scope.expired():
+            # Between two scopes nobody waits, which reschedule reports.
             with contextlib.suppress(RuntimeError):
                 self._scope.reschedule(asyncio.get_running_loop().time())
 
-    def error(self) -> ProviderError:
-        what = {"first_byte": "did not begin to answer", "idle": "fell silent"}[self.phase]
+    def stop(self) -> None:
+        """End what blocks before there is a connection: the transport is closed."""
+        self._stopped = True
+        if self.connection is None:
+            self.fire()
+
+    def error(self, host: str = "") -> ProviderError:
+        """The words for it."""
+        if self._stopped:
+            return _closed()
         if self.due >= self.end:
             return ProviderError("timeout", f"The endpoint did not finish within {self.timeouts.total:g} seconds.")
-        return ProviderError("timeout", f"The endpoint {what} for {getattr(self.timeouts, self.phase):g} seconds.")
+        seconds = getattr(self.timeouts, self.phase)
+        if self.phase == "connect":
+            return ProviderError("connect", f"No connection to {host} within {seconds:g} seconds.")
+        what = {"first_byte": "did not begin to answer", "idle": "fell silent"}[self.phase]
+        return ProviderError("timeout", f"The endpoint {what} for {seconds:g} seconds.")
+
+
+def _closed() -> ProviderError:
+    return ProviderError("connect", "The connections were closed.")
 
 
 class Transport:
@@ -146,162 +302,230 @@ class Transport:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._session: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None
-        self._proxies: dict[tuple[str, str], str | None] = {}
-        self._watches: set[_Watch] = set()
+        self._pool: Pool | None = None
+        self._dialer = Dialer(self._limits.ca_file)
+        self._origins: tuple[dict[str, Origin], dict[str, Origin]] = ({}, {})  # any; public ones only
+        self._watches: set[Watch] = set()
+        self._sockets: set[WebSocket] = set()
         self._watchman: asyncio.Task[None] | None = None
         self._next_look = 0.0
+        self._look = asyncio.Event()
 
     async def send(self, call: HttpCall, timeouts: Timeouts) -> Reply:
         """Send ``call`` and return once the answer's headers are there; redirects are answers like any other.
 
         A kept connection that the other side has closed meanwhile is replaced by a fresh one, once. Raises
-        `ProviderError` ``connect`` (no connection, or it broke before an answer) or ``timeout``.
+        `ProviderError` ``connect`` (no connection, a refused address, or it broke before an answer), ``timeout``,
+        ``malformed`` (no HTTP) or ``invalid`` (a header that cannot be sent, by its name).
         """
-        watch = _Watch(timeouts)
-        watch.begin("first_byte", timeouts.first_byte)
-        self.watch(watch)
+        pool = self._pool or self._open()
+        origin, target = self._place(call.url, public_only=call.public_only)
+        body = call.body
+        head, seen = request_head(
+            call.method, target, origin.authority, call.headers, len(body), origin.more, origin.login
+        )
+        watch = Watch(timeouts)
+        connection: Connection | None = None
+        entered = pool.enter()
         try:
-            answer = await self._post(self._pooled(), call, watch)
-            if answer is None and watch.reused:
-                answer = await self._post(self._unpooled(), call, watch)
-            if answer is None:
-                raise ProviderError("connect", "The endpoint closed the connection without an answer.")
+            if not entered:
+                entered = await self._queue(pool, origin, watch)
+            connection = pool.kept(origin.key, clock.now())
+            kept = connection is not None
+            while True:
+                if connection is None:
+                    connection = await self._dial(pool, origin, watch)
+                watch.connection = connection
+                if watch.phase != "first_byte":
+                    watch.begin("first_byte", timeouts.first_byte, clock.now())
+                self.watch(watch)
+                connection.begin(head, body, bodiless=call.method == "HEAD")
+                while not (connection.status or connection.failure):
+                    if not await connection.wait():
+                        raise watch.error()
+                if connection.status:
+                    break
+                if connection.failure == "malformed":
+                    raise ProviderError("malformed", f"{origin.host} did not answer in HTTP.")
+                if not kept or connection.touched:
+                    raise ProviderError("connect", "The endpoint closed the connection without an answer.")
+                connection.abort()
+                connection, kept, watch.connection = None, False, None
+            if seen & CLOSE:
+                connection.spoiled = True  # for anybody else: the other side may close it any time
+            return Reply(self, connection, watch, inflate=not seen & ENCODING)
         except BaseException:
-            self.unwatch(watch)
+            self._watches.discard(watch)
+            if connection is not None:
+                connection.abort()
+            if entered:
+                pool.leave()
             raise
-        return Reply(self, answer, watch)
+
+    async def websocket(
+        self, url: str, headers: dict[str, str], timeouts: Timeouts, *, public_only: bool = False
+    ) -> "WebSocket":
+        """Open a WebSocket at a ``ws`` or ``wss`` address; it counts as a connection until it is closed.
+
+        Subprotocols are offered by the header ``Sec-WebSocket-Protocol``. Of the ``timeouts``, ``first_byte`` holds for
+        the handshake, ``idle`` for how long nothing at all may come. Raises `ProviderError` as `send` does, and with
+        the ``status`` of an answer that refuses, its message being the start of that answer's body.
+        """
+        from loomgate.providers.websocket import WebSocket
+
+        if not url.lower().startswith(("ws://", "wss://")):
+            raise ProviderError("connect", "The address of the endpoint is not a ws or wss URL.")
+        pool = self._pool or self._open()
+        origin, target = self._place("http" + url[2:], public_only=public_only)
+        watch = Watch(timeouts)
+        connection: Connection | None = None
+        socket: WebSocket | None = None
+        entered = pool.enter()
+        try:
+            if not entered:
+                entered = await self._queue(pool, origin, watch)
+            connection = await self._dial(pool, origin, watch, tunnel=True)
+            socket = WebSocket(self, connection, origin, watch)
+            self._sockets.add(socket)
+            watch.connection = socket
+            watch.begin("first_byte", timeouts.first_byte, clock.now())
+            self.watch(watch)
+            await socket.open(target.removeprefix(origin.prefix), headers)
+        except BaseException:
+            if socket is not None:
+                socket.end()
+            else:
+                self._watches.discard(watch)
+                if connection is not None:
+                    connection.abort()
+                if entered:
+                    pool.leave()
+            raise
+        return socket
+
+    def forget(self, socket: "WebSocket", connection: Connection, watch: Watch) -> None:
+        """A WebSocket is closed (for `WebSocket`)."""
+        self._sockets.discard(socket)
+        self._watches.discard(watch)
+        connection.pool.leave()
 
     async def close(self) -> None:
         """Close every connection. Calls under way break."""
-        sessions, self._session, self._fresh = (self._session, self._fresh), None, None
         if self._watchman is not None:
             self._watchman.cancel()
             self._watchman = None
-        for session in sessions:
-            if session is not None:
-                await session.close()
+        for socket in tuple(self._sockets):
+            socket.end()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for watch in tuple(self._watches):
+                watch.stop()
+            pool.close()
+            await asyncio.sleep(0)  # the event loop closes the sockets
 
-    def watch(self, watch: "_Watch") -> None:
+    def watch(self, watch: Watch) -> None:
         """See to it that ``watch`` fires when it is due (for `Reply`).
 
         One task looks after all calls, asleep until the earliest deadline: a timer a piece would cost more than
         the piece.
         """
         self._watches.add(watch)
-        if self._watchman is None or self._watchman.done() or watch.due < self._next_look:
-            if self._watchman is not None:
-                self._watchman.cancel()
-            self._next_look = watch.due
-            self._watchman = asyncio.get_running_loop().create_task(self._keep_watch())
+        if self._watchman is None or watch.due < self._next_look:
+            self._call(watch.due)
 
-    def unwatch(self, watch: "_Watch") -> None:
-        """No more deadline for this call (for `Reply`)."""
+    def release(self, connection: Connection, watch: Watch) -> None:
+        """The call is over: keep its connection if that is possible, close it if not (for `Reply`)."""
         self._watches.discard(watch)
+        pool = connection.pool
+        if pool is self._pool and connection.reusable:
+            pool.keep(connection, clock.now())
+            if self._watchman is None or connection.expires < self._next_look:
+                self._call(connection.expires)
+        else:
+            connection.abort()
+        pool.leave()
 
-    async def _post(
-        self, session: "aiohttp.ClientSession", call: HttpCall, watch: "_Watch"
-    ) -> "aiohttp.ClientResponse | None":
-        """One try: the answer, or None when the connection broke after the request and before anything came back."""
-        import aiohttp
+    # --- on the way to a connection ---
 
-        try:
-            host = urlsplit(call.url).hostname or call.url
-        except ValueError:
-            raise ProviderError("connect", f"The address of the endpoint is not an http URL: {call.url}") from None
-        body: Any = call.body if len(call.body) <= _LARGE_BODY else io.BytesIO(call.body)
-        limits = aiohttp.ClientTimeout(total=None, connect=watch.timeouts.connect)
+    def _open(self) -> Pool:
+        self._pool = Pool(self._limits.connections, self._limits.keep_alive)
+        return self._pool
+
+    def _place(self, url: str, *, public_only: bool) -> tuple[Origin, str]:
+        """The origin of ``url``, and the target of a request there. Raises `ProviderError` ``connect``."""
+        cut = url.find("/", 8)
+        known = self._origins[public_only]
+        origin = known.get(url[:cut]) if cut > 0 else None
+        if origin is None:
+            # What goes before the path ends where the path, the query or the fragment begins.
+            cut = min((at for at in (url.find(mark, 8) for mark in "/?#") if at > 0), default=len(url))
+            origin = origin_of(url[:cut], public_only=public_only)
+            if len(known) >= _MOST_ORIGINS:
+                known.clear()
+            known[url[:cut]] = origin
+        target = url[cut:]
+        if "#" in target:
+            target = target.partition("#")[0]
+        if not target.startswith("/"):
+            target = "/" + target
+        if not (target.isascii() and target.isprintable() and " " not in target):
+            if any(ord(char) < 0x20 or ord(char) == 0x7F for char in target):
+                raise ProviderError("connect", "The address of the endpoint has a line break or the like in its path.")
+            target = quote(target, safe="%/?:@!$&'()*+,;=[]-._~\"<>\\^`{|}", errors="surrogateescape")
+        return origin, origin.prefix + target
+
+    async def _queue(self, pool: Pool, origin: Origin, watch: Watch) -> bool:
+        """Wait for a slot; True when it is ours."""
+        watch.begin("connect", watch.timeouts.connect, clock.now())
+        self.watch(watch)
         try:
             async with watch.scope():
-                return await session.post(
-                    call.url,
-                    data=body,
-                    headers=call.headers,
-                    allow_redirects=False,
-                    timeout=limits,
-                    trace_request_ctx=watch,
-                    proxy=self._proxy(call.url),
-                )
-        except aiohttp.ClientConnectorCertificateError as error:
-            said = f"The certificate of {host} is not trusted: {error.certificate_error}"
-            raise ProviderError("connect", said) from error
-        except aiohttp.ClientConnectorError as error:
-            raise ProviderError("connect", f"No connection to {host}: {error.os_error}") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            seconds = watch.timeouts.connect
-            raise ProviderError("connect", f"No connection to {host} within {seconds:g} seconds.") from error
+                granted = await pool.queue()
         except TimeoutError:
-            raise watch.error() from None
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-            raise ProviderError("connect", f"The address of the endpoint is not an http URL: {host}") from error
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
-            return None
-        except (aiohttp.ClientError, ValueError) as error:
-            raise ProviderError("malformed", f"{host} did not answer in HTTP: {type(error).__name__}") from error
+            raise watch.error(origin.host) from None
+        if not granted:
+            raise _closed()
+        return True
 
-    # --- sessions ---
+    async def _dial(self, pool: Pool, origin: Origin, watch: Watch, *, tunnel: bool = False) -> Connection:
+        pool.make_room()
+        if watch.phase != "connect":  # waiting for a slot counts, too
+            watch.begin("connect", watch.timeouts.connect, clock.now())
+            self.watch(watch)
+        try:
+            async with watch.scope():
+                connection = await self._dialer.connect(origin, pool, tunnel=tunnel)
+        except TimeoutError:
+            raise watch.error(origin.host) from None
+        if pool is not self._pool:
+            connection.abort()
+            raise _closed()
+        return connection
 
-    def _pooled(self) -> "aiohttp.ClientSession":
-        if self._session is None:
-            self._session = self._open(keep=True)
-        return self._session
+    # --- deadlines ---
 
-    def _unpooled(self) -> "aiohttp.ClientSession":
-        if self._fresh is None:
-            self._fresh = self._open(keep=False)
-        return self._fresh
-
-    def _open(self, *, keep: bool) -> "aiohttp.ClientSession":
-        import aiohttp
-
-        trust = ssl.create_default_context()
-        if self._limits.ca_file:
-            trust.load_verify_locations(self._limits.ca_file)
-        limit = self._limits.connections
-        connector = (
-            aiohttp.TCPConnector(limit=limit, ssl=trust, keepalive_timeout=self._limits.keep_alive)
-            if keep
-            else aiohttp.TCPConnector(limit=limit, ssl=trust, force_close=True)
-        )
-        told = aiohttp.TraceConfig()
-        told.on_connection_reuseconn.append(_note_reuse)
-        return aiohttp.ClientSession(
-            connector=connector,
-            trace_configs=[told],
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "loomgate", "Accept-Encoding": "identity"},
-            trust_env=False,  # it would read the environment again for every request: see `_proxy`
-        )
-
-    def _proxy(self, url: str) -> str | None:
-        """The proxy that ``http_proxy``, ``https_proxy`` and ``no_proxy`` name for this host, looked up once."""
-        # Only the names and rules of these variables are taken from there, as everybody takes them.
-        from urllib.request import getproxies_environment, proxy_bypass  # noqa: TID251
-
-        parts = urlsplit(url)
-        key = (parts.scheme, parts.netloc)
-        if key not in self._proxies:
-            found = getproxies_environment().get(parts.scheme)
-            around = proxy_bypass(parts.netloc)
-            self._proxies[key] = None if around else found
-        return self._proxies[key]
+    def _call(self, when: float) -> None:
+        """Have the watchman look at ``when``."""
+        self._next_look = when
+        if self._watchman is None or self._watchman.done():
+            self._watchman = asyncio.get_running_loop().create_task(self._keep_watch())
+        else:
+            self._look.set()
 
     async def _keep_watch(self) -> None:
-        while self._watches:
-            now = clock.now()
-            for watch in tuple(self._watches):
-                if watch.due <= now:
-                    watch.fire()
-            self._next_look = min((w.due for w in self._watches if w.due > now), default=now + 1.0)
-            await clock.sleep(self._next_look - now)
+        while (seconds := self._look_around(clock.now())) > 0:
+            self._look.clear()
+            await clock.wait(self._look, seconds)
+        self._watchman = None
 
-
-async def _note_reuse(_session: object, context: SimpleNamespace, _params: object) -> None:
-    context.trace_request_ctx.reused = True
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    import aiohttp
-
-    return (aiohttp.ClientError,)
+    def _look_around(self, now: float) -> float:
+        """Fire what is due; seconds until the next look, or 0 when there is nothing to look after."""
+        for watch in tuple(self._watches):
+            if watch.due <= now:
+                watch.fire()
+        dues = [watch.due for watch in self._watches if watch.due > now]
+        if self._pool is not None and (expires := self._pool.sweep(now)) is not None:
+            dues.append(expires)
+        # One that has fired is looked after until its call has seen it.
+        self._next_look = min(dues, default=now + 1.0)
+        return self._next_look - now if dues or self._watches else 0.0
