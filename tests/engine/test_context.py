@@ -375,8 +375,8 @@ class TestCall:
 
     async def test_what_nobody_chose_is_not_sent(self, store: Store) -> None:
         call = await asked(store, await thread_of(store, "Hello."))
-        given = {name for name, value in msgspec.structs.asdict(call).items() if value not in (None, [])}
-        assert given == {"model", "messages"}
+        given = {name for name, value in msgspec.structs.asdict(call).items() if value not in (None, [], {}, False)}
+        assert given == {"model", "messages", "stream"}
 
     @pytest.mark.behaviour("RSN-03")
     async def test_sampling_is_sent_as_chosen_not_as_shown(self, store: Store) -> None:

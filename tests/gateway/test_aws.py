@@ -60,7 +60,7 @@ def is_signed(asked: Asked, server: Replay) -> bool:
 async def test_every_attempt_is_signed_as_it_is_sent() -> None:
     status, headers, body = WIRE.error("server")
     async with Replay(Canned(status=status, headers=headers, body=body), GOOD) as server:
-        assert await ask(gateway(server, aws=KEYS)) == [TextDelta("Hi"), Finish("stop")]
+        assert await ask(gateway(server, aws=KEYS)) == [TextDelta("Hi"), Finish("stop", raw="end_turn")]
         assert len(server.asked) == 2
         for asked in server.asked:
             assert is_signed(asked, server)

@@ -20,10 +20,12 @@ from loomgate.wire.chat import (
     NamedFunction,
     RefusalDelta,
     TextDelta,
+    ThinkingDelta,
     ToolCall,
     ToolCallDelta,
     Usage,
 )
+from tests.providers.conformance.suite import bare
 
 NEW, OLD, OLDEST = "claude-sonnet-4-6", "claude-sonnet-4-20250514", "claude-3-5-haiku-20241022"
 USER = ChatMessage(role="user", content="Hi")
@@ -309,7 +311,7 @@ STOP = event("message_stop")
 
 def decode(*pieces: bytes) -> list[Chunk]:
     decoder = Anthropic().decoder()
-    return [chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end())
+    return bare([chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end()))
 
 
 @pytest.mark.parametrize(
@@ -339,9 +341,11 @@ def test_usage_is_told_bit_by_bit() -> None:
         "output_tokens": 1,
     }
     begun = event("message_start", message={"id": "msg_1", "usage": first})
-    assert decode(begun, end(output_tokens=50), STOP) == [Finish("stop", Usage(3210, 50, 3000))]
+    assert decode(begun, end(output_tokens=50), STOP) == [Finish("stop", Usage(3210, 50, 3000, 0, 200))]
     later = end(None, output_tokens=60)
-    assert decode(begun, end("max_tokens", output_tokens=50), later, STOP) == [Finish("length", Usage(3210, 60, 3000))]
+    assert decode(begun, end("max_tokens", output_tokens=50), later, STOP) == [
+        Finish("length", Usage(3210, 60, 3000, 0, 200))
+    ]
 
 
 def test_a_refusal_without_an_explanation() -> None:
@@ -394,6 +398,7 @@ def test_one_json_object_instead_of_a_stream() -> None:
     usage = {"input_tokens": 3, "output_tokens": 5}
     body = json.dumps({"type": "message", "content": content, "stop_reason": "tool_use", "usage": usage}).encode()
     assert decode(b"\n", body[:20], body[20:]) == [
+        ThinkingDelta("hm", "x"),
         TextDelta("Yes."),
         ToolCallDelta(0, "toolu_1", "f", ""),
         ToolCallDelta(0, None, None, '{"a":1}'),

@@ -13,6 +13,7 @@ from loomgate.providers.bedrock import Bedrock
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Target
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, FunctionTool, ImagePart, ImageUrl, TextDelta, ToolCall
+from tests.providers.conformance.suite import bare
 from tests.providers.conformance.wire_bedrock import event, exception, frame
 
 HI = ChatMessage(role="user", content="Hi")
@@ -210,7 +211,7 @@ def read(*frames: bytes) -> tuple[list[Chunk], ProviderError | None]:
             found.append(chunk)
     except ProviderError as error:
         return found, error
-    return found, None
+    return bare(found), None
 
 
 TEXT = event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hi"}})

@@ -24,6 +24,7 @@ from loomgate.wire.chat import (
     ToolCallDelta,
     Usage,
 )
+from tests.providers.conformance.suite import bare
 from tests.providers.conformance.wire_cohere import event, message
 
 HI = ChatMessage(role="user", content="Hi")
@@ -124,7 +125,7 @@ def read(*events: bytes) -> tuple[list[Chunk], ProviderError | None]:
             found.append(chunk)
     except ProviderError as error:
         return found, error
-    return found, None
+    return bare(found), None
 
 
 TEXT = event("content-delta", index=0, delta=message(content={"text": "Hi"}))

@@ -27,6 +27,7 @@ from loomgate.wire.chat import (
     ToolCallDelta,
     Usage,
 )
+from tests.providers.conformance.suite import bare
 
 KEY = "AIzaSyParticular0123456789abcdefghijklmn"
 USER = ChatMessage(role="user", content="Hi")
@@ -291,7 +292,7 @@ def test_properties_keep_their_order() -> None:
 def heard(*responses: dict[str, Any]) -> list[Chunk]:
     decoder = Gemini().decoder()
     body = b"".join(b"data: " + json.dumps(response).encode() + b"\r\n\r\n" for response in responses)
-    return [*decoder.feed(body), *decoder.end()]
+    return bare([*decoder.feed(body), *decoder.end()])
 
 
 def candidate(text: str = "", reason: str | None = "STOP", **more: Any) -> dict[str, Any]:
@@ -349,7 +350,7 @@ def test_an_answer_that_is_no_stream() -> None:
     body = b"\n " + json.dumps(candidate("b")).encode()
     chunks = [chunk for at in range(0, len(body), 7) for chunk in decoder.feed(body[at : at + 7])]
     chunks += decoder.end()
-    assert chunks == [TextDelta("b"), Finish("stop")]
+    assert chunks == [TextDelta("b"), Finish("stop", raw="STOP")]
 
 
 # --- errors ---

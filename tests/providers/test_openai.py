@@ -23,10 +23,12 @@ from loomgate.wire.chat import (
     RefusalDelta,
     TextDelta,
     TextPart,
+    ThinkingDelta,
     ToolCall,
     ToolCallDelta,
     Usage,
 )
+from tests.providers.conformance.suite import bare
 
 KEY = "sk-test-000000000000000000"
 
@@ -208,7 +210,7 @@ USAGE = {
 
 def decode(*pieces: bytes) -> list[Chunk]:
     decoder = OpenAI().decoder()
-    return [chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end())
+    return bare([chunk for piece in pieces for chunk in decoder.feed(piece)] + list(decoder.end()))
 
 
 def error_of(*pieces: bytes) -> ProviderError:
@@ -441,7 +443,7 @@ def test_what_is_not_an_answer_is_left_out() -> None:
         delta("stop"),
         DONE,
         b"data: garbage after the end\n\n",
-    ) == [TextDelta("A"), RefusalDelta("No"), Finish("stop")]
+    ) == [ThinkingDelta("hmm"), ThinkingDelta("hm"), TextDelta("A"), RefusalDelta("No"), Finish("stop")]
 
 
 def test_ends() -> None:

@@ -19,7 +19,7 @@ from loomgate.providers.operations import dialect_of
 from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 from loomgate.providers.transport import Reply, Timeouts, Transport
-from loomgate.wire.chat import Chat, Chunk, Finish, Upstream
+from loomgate.wire.chat import Chat, Chunk, Finish, RedactedThinking, ThinkingDelta, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,8 @@ class Gateway:
                     while not over:
                         data = await reply.piece()
                         for chunk in decoder.feed(data) if data else decoder.end():
-                            given = True
+                            # Runs have no use for thoughts: they may be thought again.
+                            given = given or not isinstance(chunk, ThinkingDelta | RedactedThinking)
                             yield chunk
                             over = isinstance(chunk, Finish)
                     await _drain(reply)

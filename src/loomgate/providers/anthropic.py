@@ -5,34 +5,29 @@ OpenAI's words is said in it (docs/providers.md). What must not: addresses (``ca
 (``models``), connections (``transport``), trying again (``gateway/``).
 """
 
-import base64
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from loomgate.errors import ProviderError, ProviderErrorKind
+from loomgate.errors import ProviderError
 from loomgate.providers import models
+from loomgate.providers.anthropic_answer import ANSWER_TOOL, MessageDecoder, failure
 from loomgate.providers.dialect import HttpCall, Target
-from loomgate.providers.events import EventDecoder
-from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.parts import decoded_text, document, encoded, own_words, refused, split_url
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
-    Chunk,
     ContentPart,
-    Finish,
-    FinishReason,
+    FilePart,
+    ImagePart,
     NamedFunction,
-    RefusalDelta,
-    TextDelta,
+    RedactedThinkingPart,
     TextPart,
+    ThinkingPart,
     ToolCall,
-    ToolCallDelta,
-    Usage,
 )
 
 _VERSION = "2023-06-01"
@@ -41,35 +36,64 @@ _MAX_TOKENS = 4096
 # A conversation must not end with the assistant, or its answer would be continued, or (since 4.6) refused.
 _FILLER: dict[str, Any] = {"type": "text", "text": "Continue."}
 _JSON_OBJECT = "Answer with one JSON object and nothing else: no text around it, no code fence."
-# The tool that stands for a response schema with models that know no other way; never shown to anyone.
-_ANSWER_TOOL = "loomgate_answer"
 
-_encode = msgspec.json.Encoder().encode
 
 # --- the request: messages -----------------------------------------------------------------------------------------
 
 
-def _block(part: ContentPart) -> dict[str, Any]:
-    """A content block (GATEWAY TR-14)."""
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    url = part.image_url.url
-    if url[:5].lower() != "data:":
+def _block(part: ContentPart) -> dict[str, Any] | None:
+    """A content block (GATEWAY TR-14), or None: the endpoint refuses empty texts and thoughts that are not signed."""
+    match part:
+        case TextPart():
+            made: dict[str, Any] = {"type": "text", "text": part.text}
+            if not part.text:
+                return None
+        case ThinkingPart():
+            # Without their signature they are another vendor's.
+            return msgspec.to_builtins(part) if part.signature else None
+        case RedactedThinkingPart():
+            return msgspec.to_builtins(part)
+        case ImagePart():
+            made = _image(part.image_url.url)
+        case FilePart():
+            made = _document(part)
+        case _:
+            raise refused("messages", "text, images and documents, since Anthropic takes no sound")
+    if part.cache_control is not None:
+        made["cache_control"] = part.cache_control
+    return made
+
+
+def _image(url: str) -> dict[str, Any]:
+    data = split_url(url, "image_url")
+    if data is None:
         return {"type": "image", "source": {"type": "url", "url": url}}
-    head, comma, data = url[5:].partition(",")
-    kind, *options = (word.strip() for word in head.split(";"))
-    if not comma:
-        raise ProviderError("invalid", "image_url: expected 'data:<media type>;base64,<data>', found no comma.")
-    if "base64" not in (option.lower() for option in options):
-        data = base64.b64encode(unquote_to_bytes(data)).decode()
-    source = {"type": "base64", "media_type": kind.lower(), "data": data}
-    return {"type": "document" if kind.lower() == "application/pdf" else "image", "source": source}
+    kind = "document" if data[0] == "application/pdf" else "image"
+    return {"type": kind, "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
+
+
+def _document(part: FilePart) -> dict[str, Any]:
+    file, source = part.file, cast(dict[str, Any], {})
+    if (data := document(file)) is not None:
+        if data[0].startswith("image/"):
+            return {"type": "image", "source": {"type": "base64", "media_type": data[0], "data": data[1]}}
+        if data[0].startswith("text/"):
+            source = {"type": "text", "media_type": "text/plain", "data": decoded_text(data[1])}
+        else:
+            source = {"type": "base64", "media_type": data[0], "data": data[1]}
+    elif file.file_url is not None:
+        source = {"type": "url", "url": file.file_url}
+    elif file.file_id is not None:
+        source = {"type": "file", "file_id": file.file_id}
+    else:
+        raise refused("messages", "file_data, file_url or file_id in a file")
+    return {"type": "document", "source": source, **({"title": file.filename} if file.filename else {})}
 
 
 def _blocks(content: str | list[ContentPart] | None) -> list[dict[str, Any]]:
-    """The blocks of a message's content; the endpoint refuses empty texts."""
+    """The blocks of a message's content."""
     parts: list[ContentPart] = [TextPart(content)] if isinstance(content, str) else content or []
-    return [_block(part) for part in parts if not isinstance(part, TextPart) or part.text]
+    return [block for part in parts if (block := _block(part)) is not None]
 
 
 def _id(id: str) -> str:
@@ -79,7 +103,7 @@ def _id(id: str) -> str:
 
 def _input(call: ToolCall) -> dict[str, Any]:
     """A call's arguments as the object that the endpoint wants; what is none is shown as the text it is."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
         found = msgspec.json.decode(call.arguments or "{}")
         if isinstance(found, dict):
             return cast(dict[str, Any], found)
@@ -92,6 +116,10 @@ def _message(message: ChatMessage) -> tuple[str, list[dict[str, Any]]]:
         result: dict[str, Any] = {"type": "tool_result", "tool_use_id": _id(message.tool_call_id or "")}
         if content := message.content if isinstance(message.content, str) else _blocks(message.content):
             result["content"] = content
+        if message.is_error:
+            result["is_error"] = True
+        if message.cache_control is not None:
+            result["cache_control"] = message.cache_control
         return "user", [result]
     blocks = _blocks(message.content)
     if message.role == "user":
@@ -110,10 +138,10 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
-        if message.role == "system":
+        if message.role in ("system", "developer"):
             system += _blocks(message.content)
             if any(block["type"] != "text" for block in system):
-                raise ProviderError("invalid", "messages: expected only text in a system message, found an image.")
+                raise refused("messages", "only text in a system message", "an image")
             continue
         role, blocks = _message(message)
         if not blocks:
@@ -132,19 +160,20 @@ def _conversation(messages: list[ChatMessage]) -> tuple[list[dict[str, Any]], li
 
 def _tools(call: Chat, body: dict[str, Any]) -> None:
     """Tools and the choice among them (GATEWAY TR-11, TR-12)."""
-    if not call.tools:
+    if not call.tools and not call.vendor_tools:
         return
-    if any(tool.name == _ANSWER_TOOL for tool in call.tools):
-        raise ProviderError("invalid", f"tools: expected another name than '{_ANSWER_TOOL}', which is in use.")
+    if any(tool.name == ANSWER_TOOL for tool in call.tools):
+        raise ProviderError("invalid", f"tools: expected another name than '{ANSWER_TOOL}', which is in use.")
     body["tools"] = [
         {
             "name": tool.name,
             **({"description": tool.description} if tool.description else {}),
             "input_schema": tool.parameters or {"type": "object", "properties": {}},
             **({"strict": True} if tool.strict else {}),
+            **({"cache_control": tool.cache_control} if tool.cache_control is not None else {}),
         }
         for tool in call.tools
-    ]
+    ] + call.vendor_tools
     choice = call.tool_choice
     made: dict[str, Any] | None = None
     if isinstance(choice, NamedFunction):
@@ -189,11 +218,11 @@ def _format(call: Chat, facts: models.ModelFacts, body: dict[str, Any], system: 
         body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": _closed(schema)}
         return
     about = given.get("description") or "Gives the answer. Call this once you have it, instead of writing it."
-    answer = {"name": _ANSWER_TOOL, "description": about, "input_schema": schema}
+    answer = {"name": ANSWER_TOOL, "description": about, "input_schema": schema}
     body["tools"] = [*body.get("tools", []), answer]
     choice: dict[str, Any] = body.get("tool_choice", {"type": "auto"})
     if choice["type"] == "none" or not call.tools:
-        choice = {"type": "tool", "name": _ANSWER_TOOL}
+        choice = {"type": "tool", "name": ANSWER_TOOL}
     elif choice["type"] != "tool":  # one function that must be called comes before the answer
         choice = {"type": "any"}
     body["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
@@ -221,6 +250,13 @@ def _thinking(call: Chat, facts: models.ModelFacts, body: dict[str, Any]) -> Non
     tools before, since the thoughts of its beginning would have to come along.
     """
     effort, thinking = call.reasoning_effort, facts.thinking
+    if call.thinking is not None:  # in the endpoint's own words
+        body["thinking"] = call.thinking
+        if effort in _LEVELS and thinking is not None and thinking.efforts:
+            body.setdefault("output_config", {})["effort"] = _level(effort, thinking.efforts)
+        return
+    if call.lenient and not _can(effort, thinking):
+        return
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
     if thinking is None:
         if effort not in (None, "none"):
@@ -248,10 +284,26 @@ def _thinking(call: Chat, facts: models.ModelFacts, body: dict[str, Any]) -> Non
     if thinking.mode == "adaptive":
         body["thinking"] = {"type": "adaptive"}
         return
-    within = next((bool(said.tool_calls) for said in reversed(call.messages) if said.role == "assistant"), False)
+    within = next((_thoughtless(said) for said in reversed(call.messages) if said.role == "assistant"), False)
     budget = min(_BUDGETS[effort], body["max_tokens"] // 2)  # the other half is for the answer
     if budget >= _LEAST_BUDGET and not within:
         body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+
+
+def _can(effort: str | None, thinking: models.Thinking | None) -> bool:
+    if thinking is None:
+        return effort in (None, "none")
+    return effort in (None, *_LEVELS) or (effort == "none" and thinking.off != "never")
+
+
+def _thoughtless(message: ChatMessage) -> bool:
+    """Whether a message calls tools without the thoughts that led to it."""
+    parts = message.content if isinstance(message.content, list) else []
+    return bool(message.tool_calls) and not any(isinstance(part, ThinkingPart | RedactedThinkingPart) for part in parts)
+
+
+# OpenAI's words for how urgent a call is; those without a counterpart only tune.
+_TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard_only"}
 
 
 def _body(call: Chat) -> dict[str, Any]:
@@ -261,30 +313,47 @@ def _body(call: Chat) -> dict[str, Any]:
     wanted = call.max_completion_tokens
     # What is asked for at most may be more than the model can say: the endpoint would refuse that.
     most = longest if wanted is None else min(wanted, facts.max_output or wanted)
-    body: dict[str, Any] = {"model": call.model, "max_tokens": most, "messages": turns, "stream": True}
+    body: dict[str, Any] = {"model": call.model, "max_tokens": most, "messages": turns}
+    if call.stream:
+        body["stream"] = True
     _tools(call, body)
     _format(call, facts, body, system)
     _thinking(call, facts, body)
     if system:
         body["system"] = system
     if call.temperature is not None:
-        body["temperature"] = min(call.temperature, 1.0)  # GATEWAY TR-02: theirs ends where OpenAI's is in the middle
+        body["temperature"] = max(
+            0.0, min(call.temperature, 1.0)
+        )  # GATEWAY TR-02: theirs ends where OpenAI's is in the middle
     if call.top_p is not None:
         body["top_p"] = call.top_p
     if call.stop:
         body["stop_sequences"] = call.stop
+    if call.top_k is not None:
+        body["top_k"] = call.top_k
+    if call.user is not None:
+        body["metadata"] = {"user_id": call.user}
+    if (tier := _TIERS.get(call.service_tier or "")) is not None:
+        body["service_tier"] = tier
+    body.update(own_words(call, "Anthropic"))
+    return body
+
+
+def _without(body: dict[str, Any], drop: frozenset[str]) -> dict[str, Any]:
+    for name in drop - _NEVER_DROPPED - {"max_tokens"}:
+        body.pop(name, None)
     return body
 
 
 _DROPPED: dict[str, Any] = {**dict.fromkeys(Chat.__struct_fields__), "tools": [], "stop": []}
-_NEVER_DROPPED = frozenset({"model", "messages"})
+_NEVER_DROPPED = frozenset("model messages stream vendor_tools extra lenient".split())
 
 
 class Anthropic:
     """The `Dialect` of Anthropic's Messages API."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, without the fields (ours or theirs) that the row or the target drops.
+        """The request for ``call``, without the fields (ours or theirs) that the row or the target drops.
 
         Raises `ProviderError` ``invalid`` for what this endpoint cannot do.
         """
@@ -293,243 +362,19 @@ class Anthropic:
             if "tool_choice" in ours and call.tool_choice == "none":
                 ours["tools"] = []  # the only way left to say it
             call = msgspec.structs.replace(call, **ours)
-        body = _body(call)
-        for name in drop - _NEVER_DROPPED - {"max_tokens"}:
-            body.pop(name, None)
         headers = {
             "Content-Type": "application/json",
-            "Accept": "text/event-stream",
+            "Accept": "text/event-stream" if call.stream else "application/json",
             "anthropic-version": _VERSION,
         }
         if target.api_key:
             headers["x-api-key"] = target.api_key
-        return HttpCall(target.url, {**headers, **target.headers}, _encode(body))
+        return HttpCall(target.url, {**headers, **target.headers}, encoded(lambda: _without(_body(call), drop)))
 
-    def decoder(self) -> "MessageDecoder":
+    def decoder(self) -> MessageDecoder:
         """A fresh decoder for one answer."""
         return MessageDecoder()
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
         """What an error answer means. ``headers`` has lower-case names; ``body`` may be anything, or empty."""
-        return error_answer(status, headers, body, _error)
-
-
-# --- errors --------------------------------------------------------------------------------------------------------
-
-_KINDS: dict[str, ProviderErrorKind] = {
-    "invalid_request_error": "invalid",
-    "authentication_error": "auth",
-    "permission_error": "auth",
-    "billing_error": "quota",
-    "not_found_error": "model_not_found",
-    "conflict_error": "overloaded",
-    "request_too_large": "invalid",
-    "rate_limit_error": "rate_limit",
-    "timeout_error": "timeout",
-    "api_error": "server",
-    "overloaded_error": "overloaded",
-}
-
-
-def _error(found: dict[str, Any], status: int | None, wait: float | None) -> ProviderError:
-    """The error in ``found``; ``status`` is None within a stream, where only the type tells (GATEWAY GERR-02)."""
-    inner: Any = found.get("error", found)
-    fields = cast(dict[str, Any], inner) if isinstance(inner, dict) else {"message": inner}
-    kind = _KINDS.get(str(fields.get("type")), "server") if status is None else status_kind(status)
-    said = fields.get("message")
-    if said is not None and not isinstance(said, str):
-        said = _encode(said).decode()
-    if kind == "invalid" and said and "credit balance" in said:  # a 400 as any other, but for its words
-        kind = "quota"
-    message = masked(said) if said else f"The endpoint answered HTTP {status} without a message."
-    return ProviderError(kind, message[:2000], status=status, retry_after=wait)
-
-
-# --- the answer ----------------------------------------------------------------------------------------------------
-
-
-class _OutputDetails(msgspec.Struct):
-    thinking_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    output_tokens_details: _OutputDetails | None = None
-
-
-class _Block(msgspec.Struct):
-    type: str
-    text: str | None = None
-    id: str | None = None
-    name: str | None = None
-    input: Any = None
-
-
-class _StopDetails(msgspec.Struct):
-    explanation: str | None = None
-
-
-class _Delta(msgspec.Struct):
-    type: str | None = None
-    text: str | None = None
-    partial_json: str | None = None
-    stop_reason: str | None = None
-    stop_details: _StopDetails | None = None
-
-
-class _Message(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-class _Event(msgspec.Struct):
-    """An event of any type, or a whole message: vendors' policy is that new types may come at any time."""
-
-    type: str
-    index: int = 0
-    message: _Message | None = None
-    content_block: _Block | None = None
-    delta: _Delta | None = None
-    usage: _Usage | None = None
-    error: Any = None
-    content: list[_Block] | None = None
-    stop_reason: str | None = None
-    stop_details: _StopDetails | None = None
-
-
-_decode = msgspec.json.Decoder(_Event).decode
-
-# GATEWAY FR-10, and the two that it does not have.
-_FINISH: dict[str, FinishReason] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "tool_use": "tool_calls",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "refusal": "content_filter",
-}
-
-
-class _Open:
-    """A block that has begun. ``call``: our index of the tool call, None for text and for an answer as a tool."""
-
-    __slots__ = ("call", "kind", "said")
-
-    def __init__(self, kind: str, call: int | None) -> None:
-        self.kind = kind
-        self.call = call
-        self.said = False
-
-
-class MessageDecoder(EventDecoder):
-    """The `Decoder` of this dialect."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._open: dict[int, _Open] = {}
-        self._calls = 0
-        self._usage: dict[str, Any] = {}
-
-    def read(self, data: bytes) -> Iterator[Chunk]:
-        """The chunks of one event, or of a whole message. Raises `ProviderError`: its error, or ``malformed``."""
-        try:
-            event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            said = f"The endpoint sent something that is not a part of a message: {error}"
-            raise ProviderError("malformed", said) from None
-        if event.type == "error":
-            raise _error(msgspec.json.decode(data), None, None)
-        yield from self._read(event)
-
-    def _read(self, event: _Event) -> Iterator[Chunk]:
-        """The chunks of one event; pings, thoughts and whatever is new have none (GATEWAY STM-04, STM-06)."""
-        match event.type:
-            case "content_block_delta" if event.delta is not None:
-                yield from self._more(event.index, event.delta)
-            case "content_block_start" if event.content_block is not None:
-                yield from self._begin(event.index, event.content_block)
-            case "content_block_stop":
-                yield from self._stop(event.index)
-            case "message_start" if event.message is not None:
-                self._count(event.message.usage)
-            case "message_delta":
-                self._count(event.usage)
-                if event.delta is not None:
-                    yield from self._reasoned(event.delta.stop_reason, event.delta.stop_details)
-            case "message_stop":
-                yield self.finish()
-            case "message":
-                for index, block in enumerate(event.content or ()):
-                    yield from self._begin(index, block)
-                    yield from self._stop(index)
-                self._count(event.usage)
-                yield from self._reasoned(event.stop_reason, event.stop_details)
-            case _:
-                pass
-
-    def _begin(self, index: int, block: _Block) -> Iterator[Chunk]:
-        open = self._open[index] = _Open(block.type, None)
-        if block.type == "text" and block.text:
-            yield TextDelta(block.text)
-        if block.type != "tool_use":
-            return
-        if not block.name or not block.id:
-            raise ProviderError("malformed", "The endpoint sent a tool call without a name or an id.")
-        if block.name != _ANSWER_TOOL:
-            open.call, self._calls = self._calls, self._calls + 1
-            yield ToolCallDelta(open.call, block.id, block.name, "")
-        if block.input:  # in a stream it is empty here and comes as deltas
-            yield self._argued(open, _encode(block.input).decode())
-
-    def _more(self, index: int, delta: _Delta) -> Iterator[Chunk]:
-        if delta.type == "text_delta" and delta.text:
-            yield TextDelta(delta.text)
-        elif delta.type == "input_json_delta" and delta.partial_json:
-            open = self._open.get(index)
-            if open is None:
-                raise ProviderError("malformed", "The endpoint sent arguments of a tool call that has not begun.")
-            if open.kind == "tool_use":  # the endpoint's own tools have arguments, too
-                yield self._argued(open, delta.partial_json)
-
-    def _stop(self, index: int) -> Iterator[Chunk]:
-        open = self._open.pop(index, None)
-        if open is not None and open.kind == "tool_use" and not open.said:
-            yield self._argued(open, "{}")
-
-    def _argued(self, open: _Open, text: str) -> Chunk:
-        open.said = True
-        return TextDelta(text) if open.call is None else ToolCallDelta(open.call, None, None, text)
-
-    def _reasoned(self, reason: str | None, details: _StopDetails | None) -> Iterator[Chunk]:
-        self.reason = reason or self.reason
-        if reason == "refusal" and details is not None and details.explanation:
-            yield RefusalDelta(details.explanation)
-
-    def _count(self, usage: _Usage | None) -> None:
-        """Counts are totals so far, and absent where they have not changed."""
-        if usage is not None:
-            self._usage |= {name: value for name, value in msgspec.structs.asdict(usage).items() if value is not None}
-
-    def finish(self) -> Finish:
-        """The last chunk."""
-        reason = _FINISH.get(self.reason or "end_turn", "stop")
-        # With an answer as a tool the reason is tool_use; what happened counts.
-        if reason in ("stop", "tool_calls"):
-            reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, _usage(**self._usage) if self._usage else None)
-
-
-def _usage(
-    input_tokens: int = 0,
-    output_tokens: int = 0,
-    cache_creation_input_tokens: int = 0,
-    cache_read_input_tokens: int = 0,
-    output_tokens_details: _OutputDetails | None = None,
-) -> Usage:
-    """Theirs leaves what was read from and written to the cache out of the input; our prompt is all of it (TR-17)."""
-    prompt = input_tokens + cache_creation_input_tokens + cache_read_input_tokens
-    thoughts = output_tokens_details.thinking_tokens if output_tokens_details else None
-    return Usage(prompt, output_tokens, cache_read_input_tokens, thoughts or 0)
+        return failure(status, headers, body)

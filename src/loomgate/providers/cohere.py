@@ -14,6 +14,7 @@ from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.parts import encoded, own_words, refused, spoken, texts_only
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -22,17 +23,17 @@ from loomgate.wire.chat import (
     Finish,
     FinishReason,
     FunctionTool,
+    ImagePart,
     NamedFunction,
     TextDelta,
     TextPart,
+    ThinkingDelta,
     ToolCallDelta,
     Usage,
 )
 from loomgate.wire.ids import new_id
 
 # --- the request ---------------------------------------------------------------------------------------------------
-
-_encode = msgspec.json.Encoder().encode
 
 
 def _text(content: str | list[ContentPart] | None) -> str:
@@ -45,7 +46,13 @@ def _content(content: str | list[ContentPart] | None) -> Any:
     """Text as it is; parts as a list without empty texts; nothing as None."""
     if content is None or isinstance(content, str):
         return content or None
-    return [part for part in content if not isinstance(part, TextPart) or part.text] or None
+    return [_part(part) for part in spoken(content) if not isinstance(part, TextPart) or part.text] or None
+
+
+def _part(part: ContentPart) -> ContentPart:
+    if not isinstance(part, TextPart | ImagePart):
+        raise refused("messages", "text and images, since Cohere takes no files and no sound")
+    return msgspec.structs.replace(part, cache_control=None) if part.cache_control is not None else part
 
 
 def _message(message: ChatMessage) -> dict[str, Any] | None:
@@ -54,7 +61,8 @@ def _message(message: ChatMessage) -> dict[str, Any] | None:
         return {"role": "tool", "tool_call_id": message.tool_call_id, "content": _text(message.content)}
     if message.role != "assistant":
         content = _content(message.content)
-        return {"role": message.role, "content": content} if content is not None else None
+        role = "system" if message.role == "developer" else message.role
+        return {"role": role, "content": content} if content is not None else None
     said = "\n".join(text for text in (_text(message.content), message.refusal) if text)
     made: dict[str, Any] = {"role": "assistant"}
     if message.tool_calls:
@@ -80,14 +88,14 @@ def _tool(tool: FunctionTool) -> dict[str, Any]:
 def _tools(call: Chat) -> dict[str, Any]:
     tools, choice = call.tools, call.tool_choice
     if not tools:
-        return {}
+        return {"tools": call.vendor_tools} if call.vendor_tools else {}
     if isinstance(choice, NamedFunction):
         # No choice has a name; to have to call the only one there is means the same.
         tools = [tool for tool in tools if tool.name == choice.name]
         choice = "required"
         if not tools:
             raise ProviderError("invalid", "The function that tool_choice names is not among the tools.")
-    made: dict[str, Any] = {"tools": [_tool(tool) for tool in tools]}
+    made: dict[str, Any] = {"tools": [*(_tool(tool) for tool in tools), *call.vendor_tools]}
     if any(tool.strict for tool in tools):
         made["strict_tools"] = True  # for all of them or none
     if choice in ("none", "required"):
@@ -96,8 +104,10 @@ def _tools(call: Chat) -> dict[str, Any]:
 
 
 def _body(call: Chat) -> dict[str, Any]:
-    messages = [made for message in call.messages if (made := _message(message)) is not None]
-    body: dict[str, Any] = {"model": call.model, "messages": messages, "stream": True, **_tools(call)}
+    messages = [made for message in texts_only(call.messages) if (made := _message(message)) is not None]
+    body: dict[str, Any] = {"model": call.model, "messages": messages, **_tools(call)}
+    if call.stream:
+        body["stream"] = True
     asked = call.response_format or {"type": "text"}
     if asked["type"] == "json_object":
         body["response_format"] = {"type": "json_object"}
@@ -111,22 +121,41 @@ def _body(call: Chat) -> dict[str, Any]:
         body["max_tokens"] = call.max_completion_tokens
     if call.stop:
         body["stop_sequences"] = call.stop
-    if call.reasoning_effort is not None:  # on or off is all there is to say
+    if call.thinking is not None:
+        body["thinking"] = _thinking(call.thinking)
+    elif call.reasoning_effort is not None:  # on or off is all there is to say
         body["thinking"] = {"type": "disabled" if call.reasoning_effort == "none" else "enabled"}
+    for name, value in (("frequency_penalty", call.frequency_penalty), ("presence_penalty", call.presence_penalty)):
+        if value is not None:
+            body[name] = min(max(value, 0.0), 1.0)  # Cohere's range (GATEWAY TR-02)
+    if call.seed is not None:
+        body["seed"] = call.seed
+    if call.top_k is not None:
+        body["k"] = min(max(call.top_k, 0), 500)
+    body.update(own_words(call, "Cohere"))
     return body
+
+
+def _thinking(asked: dict[str, Any]) -> dict[str, Any]:
+    """Anthropic's object in Cohere's words."""
+    if asked.get("type") == "disabled":
+        return {"type": "disabled"}
+    budget = asked.get("budget_tokens")
+    return {"type": "enabled", **({"token_budget": budget} if budget is not None else {})}
 
 
 class Cohere:
     """The `Dialect` of Cohere's own endpoint."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``. Raises `ProviderError` ``invalid`` for a choice of an unknown tool."""
+        """The request for ``call``. Raises `ProviderError` ``invalid`` for what Cohere cannot be told."""
         base, path = target.base_url.rstrip("/"), target.vendor.chat_path
         url = base + (path.removeprefix("/v2") if base.endswith("/v2") else path)
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        accept = "text/event-stream" if call.stream else "application/json"
+        headers = {"Content-Type": "application/json", "Accept": accept}
         if target.api_key:
             headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(url, {**headers, **target.headers}, _encode(_body(undropped(call, target))))
+        return HttpCall(url, {**headers, **target.headers}, encoded(lambda: _body(undropped(call, target))))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""
@@ -165,14 +194,17 @@ class _ToolCall(msgspec.Struct):
 
 
 class _Content(msgspec.Struct):
-    """Text, or a thought, which is not read."""
+    """Text, or a thought."""
 
     text: str | None = None
+    thinking: str | None = None
 
 
 class _Message(msgspec.Struct):
-    content: _Content | list[Any] | None = None
-    tool_calls: _ToolCall | list[Any] | None = None
+    """Of an event, with one piece; of a whole answer, with lists. The lists of a beginning are empty."""
+
+    content: _Content | list[_Content] | None = None
+    tool_calls: _ToolCall | list[_ToolCall] | None = None
 
 
 class _Tokens(msgspec.Struct):
@@ -194,9 +226,15 @@ class _Delta(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    type: str
+    """An event, or (without a type) a whole answer."""
+
+    type: str | None = None
     index: int | None = None
     delta: _Delta | None = None
+    id: str | None = None
+    message: Any = None
+    finish_reason: str | None = None
+    usage: _Usage | None = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -214,7 +252,7 @@ _BROKEN: dict[str, ProviderErrorKind] = {"ERROR": "server", "TIMEOUT": "timeout"
 
 
 class AnswerDecoder(EventDecoder):
-    """The `Decoder` of this dialect. Thoughts, plans for tools and citations are left out."""
+    """The `Decoder` of this dialect. Plans for tools and citations are left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,15 +266,19 @@ class AnswerDecoder(EventDecoder):
             return
         try:
             event = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent an event that cannot be read: {error}") from None
+        self.id = event.id or self.id
+        if event.type is None:
+            yield from self._whole_answer(event)
+            return
         delta = event.delta or _Delta()
         message = delta.message or _Message()
         index = event.index or 0
         match event.type:
             case "content-start" | "content-delta":
-                if isinstance(message.content, _Content) and message.content.text:
-                    yield TextDelta(message.content.text)
+                if isinstance(message.content, _Content):
+                    yield from _said(message.content)
             case "tool-call-start" | "tool-call-delta":
                 if isinstance(message.tool_calls, _ToolCall):
                     yield from self._call(index, message.tool_calls, begins=event.type == "tool-call-start")
@@ -255,7 +297,20 @@ class AnswerDecoder(EventDecoder):
         reason = _FINISH.get(self.reason or "", "stop")
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, self._usage)
+        return Finish(reason, self._usage, self.reason)
+
+    def _whole_answer(self, answer: _Event) -> Iterator[Chunk]:
+        try:
+            message = msgspec.convert(answer.message, _Message)
+        except msgspec.ValidationError as error:
+            raise ProviderError("malformed", f"The endpoint sent an answer that cannot be read: {error}") from None
+        for content in message.content if isinstance(message.content, list) else ():
+            yield from _said(content)
+        for index, call in enumerate(message.tool_calls if isinstance(message.tool_calls, list) else ()):
+            yield from self._call(index, call, begins=True)
+            yield from self._close(index)
+        self._end(_Delta(finish_reason=answer.finish_reason, usage=answer.usage))
+        yield self.finish()
 
     def _call(self, index: int, call: _ToolCall, *, begins: bool) -> Iterator[Chunk]:
         function = call.function or _Function()
@@ -285,6 +340,13 @@ class AnswerDecoder(EventDecoder):
             raise ProviderError(_BROKEN.get(told, "server"), said)
         self.reason = told
         self._usage = _usage(end.usage) if end.usage else None
+
+
+def _said(content: _Content) -> Iterator[Chunk]:
+    if content.thinking:
+        yield ThinkingDelta(content.thinking)
+    if content.text:
+        yield TextDelta(content.text)
 
 
 def _usage(found: _Usage) -> Usage | None:

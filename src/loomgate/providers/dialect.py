@@ -153,9 +153,7 @@ def quote_model(model: str | None) -> str:
     return quote(model, safe="/@:._-~")
 
 
-_DROPPABLE = frozenset(
-    "tool_choice parallel_tool_calls response_format temperature top_p max_completion_tokens reasoning_effort".split()
-)
+_DROPPABLE = frozenset(field.name for field in msgspec.structs.fields(Chat) if field.default is None)
 
 
 def undropped(call: Chat, target: Target) -> Chat:
@@ -167,9 +165,13 @@ def undropped(call: Chat, target: Target) -> Chat:
 class Decoder(Protocol):
     """The reading side of one answer with a success status. After its `Finish`, anything more is ignored.
 
+    ``id`` and ``model``: what the endpoint calls the answer and itself, if it does, from the first chunk on.
     Both methods give their chunks one by one, so that those before an error come out before it is raised: what
     the caller has seen must not depend on how the bytes were split.
     """
+
+    id: str | None
+    model: str | None
 
     def feed(self, data: bytes) -> Iterator[Chunk]:
         """The chunks that ``data`` completes. Raises `ProviderError` for an error within the stream or nonsense."""
@@ -184,7 +186,7 @@ class Dialect(Protocol):
     """A family of endpoints that speak the same JSON."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``."""
+        """The request for ``call``, streamed or not as it says."""
         ...
 
     def decoder(self) -> Decoder:

@@ -24,6 +24,8 @@ class EventDecoder:
         self._whole: bytearray | None = None
         self._done = False
         self.reason: str | None = None
+        self.id: str | None = None
+        self.model: str | None = None
 
     def read(self, data: bytes) -> Iterator[Chunk]:
         """The chunks of one event's data, or of the whole body. Raises `ProviderError`."""

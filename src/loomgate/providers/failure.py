@@ -85,7 +85,7 @@ def error_answer(
         said = f"The endpoint answered HTTP {status}, a redirect: set base_url to where it points."
         return ProviderError("malformed", said, status=status)
     found = None
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         found = msgspec.json.decode(body)
     if isinstance(found, list) and found:  # Google's compatible endpoint wraps the object in a list
         found = cast(list[Any], found)[0]

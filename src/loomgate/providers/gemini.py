@@ -16,14 +16,19 @@ import msgspec
 
 from loomgate.errors import ProviderError
 from loomgate.providers import models
-from loomgate.providers.dialect import HttpCall, Target
+from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.gemini_answer import AnswerDecoder, failure
 from loomgate.providers.gemini_schema import google_schema
 from loomgate.providers.google_cloud import regional, versioned
+from loomgate.providers.parts import document, effort, encoded, named_type, own_words, spoken, texts_only
 from loomgate.wire.chat import (
+    AudioPart,
     Chat,
     ChatMessage,
+    ContentPart,
+    FilePart,
     FunctionTool,
+    ImagePart,
     ImageUrl,
     NamedFunction,
     TextPart,
@@ -33,7 +38,6 @@ Json = dict[str, Any]
 
 # --- the request ---------------------------------------------------------------------------------------------------
 
-_encode = msgspec.json.Encoder().encode
 
 # From Gemini 3 on, the first function call of a turn must carry the signature of the thought that led to it, or the
 # request is refused. Ours do not outlive their answer, and history may come from another vendor: for calls without
@@ -53,8 +57,8 @@ def _body(call: Chat) -> Json:
     system: list[str] = []
     contents: list[Json] = []
     names: dict[str, str] = {}  # tool call id -> function name: a response repeats it
-    for message in call.messages:
-        if message.role == "system":
+    for message in texts_only(call.messages):
+        if message.role in ("system", "developer"):
             system += _texts(message)
             continue
         parts = _parts(message, names)
@@ -72,13 +76,20 @@ def _body(call: Chat) -> Json:
         body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
     elif system:  # an instruction without contents is refused
         contents.append({"role": "user", "parts": [{"text": text} for text in system]})
-    if call.tools:
-        body["tools"] = [{"functionDeclarations": [_declaration(tool) for tool in call.tools]}]
-        if (choice := _choice(call)) is not None:
-            body["toolConfig"] = {"functionCallingConfig": choice}
-    if config := _generation(call):
+    if call.tools or call.vendor_tools:
+        declared = [{"functionDeclarations": [_declaration(tool) for tool in call.tools]}] if call.tools else []
+        body["tools"] = [*declared, *call.vendor_tools]
+    if call.tools and (choice := _choice(call)) is not None:
+        body["toolConfig"] = {"functionCallingConfig": choice}
+    config = _generation(call)
+    # What clients say in Google's own words; the format knows its fields by both spellings.
+    words = own_words(call, "Gemini")
+    for name in ("generationConfig", "generation_config"):
+        if isinstance(more := words.pop(name, None), dict):
+            config |= cast(Json, more)
+    if config:
         body["generationConfig"] = config
-    return body
+    return {**body, **words}
 
 
 def _texts(message: ChatMessage) -> list[str]:
@@ -99,22 +110,38 @@ def _parts(message: ChatMessage, names: dict[str, str]) -> list[Json]:
         # The format wants an object; `output` is the documented place for what is not one.
         response = {"output": "\n".join(_texts(message))}
         return [{"functionResponse": {"id": id, "name": names[id], "response": response}}]
-    content: Any = message.content or []
-    parts: list[Json] = []
-    for part in [TextPart(content)] if isinstance(content, str) else content:
-        if not isinstance(part, TextPart):
-            parts.append(_image(part.image_url))
-        elif part.text:  # an empty one is refused
-            parts.append({"text": part.text})
+    content = message.content or []
+    said: list[ContentPart] = [TextPart(content)] if isinstance(content, str) else spoken(content)
+    # An empty text is refused.
+    parts = [_part(part) for part in said if not isinstance(part, TextPart) or part.text]
     if message.refusal:
         parts.append({"text": message.refusal})
     for index, made in enumerate(message.tool_calls):
         names[made.id] = made.name
         called: Json = {"functionCall": {"id": made.id, "name": made.name, "args": _arguments(made.arguments)}}
-        if index == 0:
-            called["thoughtSignature"] = _NO_SIGNATURE
+        if made.signature is not None or index == 0:
+            called["thoughtSignature"] = made.signature or _NO_SIGNATURE
         parts.append(called)
     return parts
+
+
+def _part(part: ContentPart) -> Json:
+    match part:
+        case TextPart():
+            return {"text": part.text}
+        case ImagePart():
+            return _image(part.image_url)
+        case FilePart():
+            if (data := document(part.file)) is not None:
+                return {"inlineData": {"mimeType": data[0], "data": data[1]}}
+            if (address := part.file.file_url or part.file.file_id) is None:
+                raise _refused("messages: expected file_data, file_url or file_id in a file.")
+            return {"fileData": {"mimeType": named_type(part.file, "application/pdf"), "fileUri": address}}
+        case AudioPart():
+            kind = {"mp3": "mpeg"}.get(part.input_audio.format, part.input_audio.format)
+            return {"inlineData": {"mimeType": f"audio/{kind}", "data": part.input_audio.data}}
+        case _:
+            raise AssertionError(part)
 
 
 def _responds(parts: list[Json]) -> bool:
@@ -125,7 +152,7 @@ def _arguments(text: str) -> Json:
     """The arguments as the object that the format wants; what is none is kept as text, so that the model sees it."""
     try:
         found = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         found = text
     return cast(Json, found) if isinstance(found, dict) else {"arguments": found}
 
@@ -172,6 +199,10 @@ def _generation(call: Chat) -> Json:
     fields = {
         "temperature": call.temperature,
         "topP": call.top_p,
+        "topK": call.top_k,
+        "seed": call.seed,
+        "frequencyPenalty": call.frequency_penalty,
+        "presencePenalty": call.presence_penalty,
         "maxOutputTokens": call.max_completion_tokens,
         "stopSequences": call.stop or None,
         "thinkingConfig": _thinking(call),
@@ -187,36 +218,57 @@ def _generation(call: Chat) -> Json:
 
 def _thinking(call: Chat) -> Json | None:
     """The model's own way to be told how much to think: a budget, or the nearest level that is not above."""
+    thinking = models.facts(call.model).thinking
+    if call.thinking is not None and thinking is not None:
+        return _thoughts(call, thinking)
     effort = call.reasoning_effort
     if effort is None:
         return None
-    thinking = models.facts(call.model).thinking
     if thinking is None:
+        if call.lenient:
+            return None
         raise _refused(f"reasoning_effort: expected nothing, since '{call.model}' does not think, found '{effort}'.")
     if effort not in _BUDGETS or (effort == "none" and thinking.off == "never"):
+        if call.lenient:
+            return None
         known = ", ".join(name for name in _BUDGETS if name != "none" or thinking.off != "never")
         raise _refused(f"reasoning_effort: expected one of {known} for '{call.model}', found '{effort}'.")
     if thinking.mode == "budget":
         return {"thinkingBudget": _BUDGETS[effort]}
+    return {"thinkingLevel": _level(effort, thinking)}
+
+
+def _level(effort: str, thinking: models.Thinking) -> str:
     order = list(_BUDGETS)
     below = [level for level in thinking.efforts if order.index(level) <= order.index(effort)]
-    return {"thinkingLevel": (below[-1] if below else thinking.efforts[0]).upper()}
+    return (below[-1] if below else thinking.efforts[0]).upper()
 
 
-_CHOSEN = (
-    "tool_choice parallel_tool_calls response_format temperature top_p max_completion_tokens reasoning_effort".split()
-)
+def _thoughts(call: Chat, thinking: models.Thinking) -> Json | None:
+    """Anthropic's ``thinking`` object: who asks by it wants to see the thoughts."""
+    asked = cast(Json, call.thinking)
+    if asked.get("type") == "disabled":
+        return {"thinkingBudget": 0} if thinking.mode == "budget" else {"thinkingLevel": _level("none", thinking)}
+    budget = asked.get("budget_tokens")
+    if thinking.mode == "budget" and isinstance(budget, int):
+        return {"includeThoughts": True, "thinkingBudget": min(budget, _BUDGETS["high"])}
+    level = call.reasoning_effort if call.reasoning_effort in _BUDGETS else effort(call.thinking)
+    if level is None:
+        return {"includeThoughts": True}
+    if thinking.mode == "budget":
+        return {"includeThoughts": True, "thinkingBudget": _BUDGETS[level]}
+    return {"includeThoughts": True, "thinkingLevel": _level(level, thinking)}
 
 
-def _without(call: Chat, drop: frozenset[str]) -> Chat:
+def _without(call: Chat, target: Target) -> Chat:
     """``call`` without the fields that its endpoint refuses."""
-    if "tool_choice" in drop and call.tool_choice == "none":
+    if call.tool_choice == "none" and "tool_choice" in target.vendor.drop | target.drop:
         call = msgspec.structs.replace(call, tools=[])  # the only way left to say it
-    return msgspec.structs.replace(call, **dict.fromkeys(drop.intersection(_CHOSEN)))
+    return undropped(call, target)
 
 
 def _headers(target: Target, **auth: str) -> dict[str, str]:
-    return {"Content-Type": "application/json", "Accept": "text/event-stream", **auth, **target.headers}
+    return {"Content-Type": "application/json", **auth, **target.headers}
 
 
 class Gemini:
@@ -227,11 +279,12 @@ class Gemini:
     """
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``. Raises `ProviderError` ``invalid`` for what Gemini cannot be told, and
+        """The request for ``call``. Raises `ProviderError` ``invalid`` for what Gemini cannot be told, and
         ``model_not_found`` for a name that is not a model's."""
         url, headers = self._addressed(call.model, target)
-        body = _body(_without(call, target.vendor.drop | target.drop))
-        return HttpCall(f"{url}:streamGenerateContent?alt=sse", headers, _encode(body))
+        verb = "streamGenerateContent?alt=sse" if call.stream else "generateContent"
+        headers.setdefault("Accept", "text/event-stream" if call.stream else "application/json")
+        return HttpCall(f"{url}:{verb}", headers, encoded(lambda: _body(_without(call, target))))
 
     def decoder(self) -> AnswerDecoder:
         """A fresh decoder for one answer."""

@@ -13,7 +13,7 @@ import msgspec
 from loomgate.errors import ProviderError, ProviderErrorKind
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
-from loomgate.wire.chat import Chunk, Finish, FinishReason, TextDelta, ToolCallDelta, Usage
+from loomgate.wire.chat import Chunk, Extra, Finish, FinishReason, TextDelta, ThinkingDelta, ToolCallDelta, Usage
 from loomgate.wire.ids import new_id
 
 Json = dict[str, Any]
@@ -106,6 +106,7 @@ class _FunctionCall(msgspec.Struct):
 class _Part(msgspec.Struct, rename="camel"):
     text: str | None = None
     thought: bool = False
+    thought_signature: str | None = None
     function_call: _FunctionCall | None = None
 
 
@@ -118,6 +119,7 @@ class _Candidate(msgspec.Struct, rename="camel"):
     content: _Content | None = None
     finish_reason: str | None = None
     finish_message: str | None = None
+    grounding_metadata: Json | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel"):
@@ -137,6 +139,8 @@ class _Response(msgspec.Struct, rename="camel"):
     prompt_feedback: _Feedback | None = None
     usage_metadata: _Counts | None = None
     error: Any = None
+    response_id: str | None = None
+    model_version: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Response).decode
@@ -175,7 +179,7 @@ class AnswerDecoder(EventDecoder):
         """The chunks of one event. Raises `ProviderError`: its error, or ``malformed``."""
         try:
             found = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             said = f"The endpoint sent something that is not generated content: {error}"
             raise ProviderError("malformed", said) from None
         yield from self._read(found)
@@ -183,11 +187,12 @@ class AnswerDecoder(EventDecoder):
     def finish(self) -> Finish:
         """The last chunk."""
         reason = _FINISH.get(self.reason or "STOP", "stop")
-        return Finish("tool_calls" if reason == "stop" and self._calls else reason, self._usage)
+        return Finish("tool_calls" if reason == "stop" and self._calls else reason, self._usage, self.reason)
 
     def _read(self, response: _Response) -> Iterator[Chunk]:
         if response.error is not None:
             raise _error({"error": response.error}, None, None)
+        self.id, self.model = response.response_id or self.id, response.model_version or self.model
         if response.usage_metadata is not None:
             self._usage = _usage(response.usage_metadata)  # each is the whole so far
         if response.prompt_feedback is not None and response.prompt_feedback.block_reason:
@@ -196,20 +201,23 @@ class AnswerDecoder(EventDecoder):
             if candidate.index:  # candidateCount is never sent, so there is one
                 continue
             for part in (candidate.content and candidate.content.parts) or ():
-                if part.text and not part.thought:
-                    yield TextDelta(part.text)
+                if part.text:
+                    yield ThinkingDelta(part.text) if part.thought else TextDelta(part.text)
                 if part.function_call is not None:
-                    yield self._call(part.function_call)
+                    yield self._call(part.function_call, part.thought_signature)
+            if candidate.grounding_metadata:
+                yield Extra("groundingMetadata", candidate.grounding_metadata)
             if candidate.finish_reason in _BROKEN:
                 said = f": {masked(candidate.finish_message)}" if candidate.finish_message else "."
                 raise ProviderError("server", f"The model gave up with reason {candidate.finish_reason}{said}")
             self.reason = candidate.finish_reason or self.reason
 
-    def _call(self, call: _FunctionCall) -> ToolCallDelta:
+    def _call(self, call: _FunctionCall, signature: str | None) -> ToolCallDelta:
         if not call.name:
             raise ProviderError("malformed", "The endpoint sent a tool call without a function name.")
         index, self._calls = self._calls, self._calls + 1
-        return ToolCallDelta(index, call.id or new_id("call"), call.name, _encode(call.args or {}).decode())
+        arguments = _encode(call.args or {}).decode()
+        return ToolCallDelta(index, call.id or new_id("call"), call.name, arguments, signature)
 
 
 def _usage(found: _Counts) -> Usage:

@@ -4,24 +4,32 @@ What must live here: this wire format, and the liberties that the many servers t
 What must not: addresses (``catalogue``), connections (``transport``), trying again (``gateway/``).
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
 
 from loomgate.errors import ProviderError, ProviderErrorKind
+from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import error_answer, masked, status_kind
+from loomgate.providers.parts import document, effort, encoded, named_type, one_text, refused, spoken, texts_only
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
     Chunk,
+    ContentPart,
+    File,
+    FilePart,
     Finish,
     FinishReason,
     NamedFunction,
     RefusalDelta,
     TextDelta,
+    TextPart,
+    ThinkingDelta,
     ToolCallDelta,
     Usage,
 )
@@ -32,11 +40,37 @@ from loomgate.wire.ids import new_id
 _encode = msgspec.json.Encoder().encode
 
 
+def _part(part: ContentPart) -> ContentPart:
+    """A part as this dialect has it: without marks for a cache, documents by their bytes or id."""
+    if not isinstance(part, FilePart):
+        return msgspec.structs.replace(part, cache_control=None) if getattr(part, "cache_control", None) else part
+    file, data = part.file, document(part.file)
+    if data is not None:
+        name = file.filename or "document." + named_type(file, data[0]).rpartition("/")[2]
+        return FilePart(File(file_data=f"data:{data[0]};base64,{data[1]}", filename=name))
+    if file.file_id is None:
+        raise refused("messages", "file_data or file_id in a file, since this endpoint fetches none by its address")
+    return FilePart(File(file_id=file.file_id))
+
+
+def _content(message: ChatMessage) -> str | list[ContentPart] | None:
+    content = message.content
+    if content is None or isinstance(content, str):
+        return content
+    parts = [_part(part) for part in spoken(content)]
+    if message.role in ("assistant", "tool"):  # text alone; of the assistant many servers take one only
+        return "".join(part.text for part in parts if isinstance(part, TextPart)) or None
+    return parts
+
+
 def _message(message: ChatMessage) -> dict[str, Any]:
     made: dict[str, Any] = {"role": message.role}
+    if message.name is not None:
+        made["name"] = message.name
+    content = _content(message)
     # Left out rather than null beside tool calls: OpenAI takes both, some servers (llama-cpp-python) only this.
-    if message.content is not None or not message.tool_calls:
-        made["content"] = message.content
+    if content is not None or not message.tool_calls:
+        made["content"] = content if content is not None or message.role != "tool" else ""
     if message.refusal is not None:
         made["refusal"] = message.refusal
     if message.tool_calls:
@@ -52,10 +86,11 @@ def _message(message: ChatMessage) -> dict[str, Any]:
 def _body(call: Chat) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": call.model,
-        "messages": [_message(message) for message in call.messages],
-        "stream": True,
-        "stream_options": {"include_usage": True},
+        "messages": [_message(message) for message in texts_only(call.messages)],
     }
+    if call.stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
     if call.tools:
         body["tools"] = [
             {
@@ -81,20 +116,44 @@ def _body(call: Chat) -> dict[str, Any]:
             body["tool_choice"] = choice
         if call.parallel_tool_calls is not None:
             body["parallel_tool_calls"] = call.parallel_tool_calls
-    for name in ("response_format", "temperature", "top_p", "max_completion_tokens", "reasoning_effort"):
+    if call.vendor_tools:
+        body["tools"] = [*body.get("tools", []), *call.vendor_tools]
+    for name in _SAME:
         if (value := getattr(call, name)) is not None:
             body[name] = value
     if call.stop:
         body["stop"] = call.stop
+    if call.user is not None:
+        # 64 characters at most; a longer one is told by its hash, which is as stable.
+        body["user"] = call.user if len(call.user) <= 64 else hashlib.sha256(call.user.encode()).hexdigest()
+    level = effort(call.thinking) if call.reasoning_effort is None else None
+    # Only a model that reasons takes an effort, and only some take none.
+    if level not in (None, "none") and not models.facts(call.model).accepts_temperature:
+        body["reasoning_effort"] = level
+    one_text(call, "this endpoint")
+    body.update(call.extra)
     return body
+
+
+_SAME = (
+    "response_format temperature top_p max_completion_tokens reasoning_effort seed frequency_penalty "
+    "presence_penalty logit_bias metadata service_tier"
+).split()
 
 
 class OpenAI:
     """The `Dialect` of OpenAI and of every vendor that copied its chat completions."""
 
     def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, without the fields that the vendor's row or the target drops."""
+        """The request for ``call``, without the fields that the vendor's row or the target drops.
+
+        Raises `ProviderError` ``invalid`` for what this dialect cannot say.
+        """
         body = _body(call)
+        if not target.vendor.developer:
+            for message in body["messages"]:
+                if message["role"] == "developer":
+                    message["role"] = "system"
         drop = target.vendor.drop | target.drop
         if "tool_choice" in drop and call.tool_choice == "none":
             body.pop("tools", None)  # the only way left to say it
@@ -103,8 +162,9 @@ class OpenAI:
                 body[theirs] = body.pop(ours)
         for name in drop:
             body.pop(name, None)
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **target.own_headers()}
-        return HttpCall(target.endpoint_url("chat", call.model), headers, _encode(body))
+        accept = "text/event-stream" if call.stream else "application/json"
+        headers = {"Content-Type": "application/json", "Accept": accept, **target.own_headers()}
+        return HttpCall(target.endpoint_url("chat", call.model, call.user), headers, encoded(lambda: body))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""
@@ -191,6 +251,8 @@ class _ToolCall(msgspec.Struct):
 
 class _Delta(msgspec.Struct):
     content: str | list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
@@ -231,6 +293,8 @@ class _Completion(msgspec.Struct):
     x_groq: _Timing | None = None
     error: Any = None
     object: str | None = None
+    id: str | None = None
+    model: str | None = None
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
@@ -267,7 +331,7 @@ class _Begun:
         """Whether the arguments so far are a JSON value of their own."""
         try:
             msgspec.json.decode("".join(self.arguments))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return False
         return True
 
@@ -299,10 +363,12 @@ class AnswerDecoder(EventDecoder):
     def _read(self, data: bytes, chunks: list[Chunk]) -> None:
         try:
             found = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderError("malformed", f"The endpoint sent something that is not a completion: {error}") from None
         if found.error is not None or found.object == "error":
             raise _error(msgspec.json.decode(data), None, None)
+        if self.id is None:
+            self.id, self.model = found.id or None, found.model or None
         usage = found.usage or (found.x_groq.usage if found.x_groq else None)
         if usage is not None:
             self._usage = _usage(usage)
@@ -318,9 +384,14 @@ class AnswerDecoder(EventDecoder):
                 self.reason = choice.finish_reason
 
     def _delta(self, delta: _Delta, chunks: list[Chunk]) -> None:
+        # DeepSeek's name for thoughts, and that of OpenRouter, Groq and vLLM; who sends both says the same in them.
+        if thought := delta.reasoning_content or (delta.reasoning if isinstance(delta.reasoning, str) else None):
+            chunks.append(ThinkingDelta(thought))
         content = delta.content
         if content:
             if not isinstance(content, str):  # mistral-ai: parts, thoughts among them
+                if thought := "".join(_thoughts(content)):
+                    chunks.append(ThinkingDelta(thought))
                 content = "".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
             if content:
                 chunks.append(TextDelta(content))
@@ -380,7 +451,15 @@ class AnswerDecoder(EventDecoder):
         # Vendors disagree about the reason when functions were called; what happened counts.
         if reason in ("stop", "tool_calls"):
             reason = "tool_calls" if self._calls else "stop"
-        return Finish(reason, self._usage)
+        return Finish(reason, self._usage, self.reason)
+
+
+def _thoughts(parts: list[dict[str, Any]]) -> Iterator[str]:
+    for part in parts:
+        if part.get("type") == "thinking":
+            said = part.get("thinking")
+            inner = cast(list[dict[str, Any]], said) if isinstance(said, list) else [{"text": said or ""}]
+            yield from (str(piece.get("text", "")) for piece in inner)
 
 
 def _usage(found: _Usage) -> Usage:

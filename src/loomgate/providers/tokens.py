@@ -23,7 +23,17 @@ from typing import Any, Protocol, cast
 import msgspec
 
 from loomgate.providers.models import Encoding, facts
-from loomgate.wire.chat import Chat, ChatMessage, FunctionTool, TextPart
+from loomgate.wire.chat import (
+    AudioPart,
+    Chat,
+    ChatMessage,
+    FilePart,
+    FunctionTool,
+    ImagePart,
+    RedactedThinkingPart,
+    TextPart,
+    ThinkingPart,
+)
 
 # OpenAI's published rule for chat prompts: each message is wrapped in three tokens, the answer is primed with three.
 PER_MESSAGE = 3
@@ -31,6 +41,9 @@ PER_ANSWER = 3
 # A tool call in a message is rendered as the function's name and arguments between markers; the vendors do not
 # publish which. Estimate: as many as a message has, and one to name the namespace.
 PER_TOOL_CALL = 4
+# Documents are looked at page by page, as pictures; sound is about 30 tokens a second. Estimates, by the length of
+# the base64: a page of 64 KiB, sound of 16 KiB a second, and thoughts, encrypted, of four letters a token.
+_BASE64_A_PAGE, _BASE64_A_SOUND_TOKEN, _BASE64_A_THOUGHT_TOKEN = 87_000, 730, 6
 # The published rule for tool definitions (models.ModelFacts.tool_init is its one constant that depends on the model).
 _PROPERTIES, _PROPERTY, _ENUM, _ENUM_ITEM, _TOOLS_END = 3, 3, -3, 3, 12
 
@@ -132,10 +145,19 @@ def _message(message: ChatMessage, model: str) -> Iterator[_Piece]:
     elif message.content is not None:
         known = facts(model)
         for part in message.content:
-            if isinstance(part, TextPart):
-                yield 0, part.text
-            else:
-                yield known.image_low if part.image_url.detail == "low" else known.image_high, ""
+            match part:
+                case TextPart():
+                    yield 0, part.text
+                case ThinkingPart():
+                    yield 0, part.thinking
+                case ImagePart():
+                    yield known.image_low if part.image_url.detail == "low" else known.image_high, ""
+                case FilePart():
+                    yield known.image_high * (1 + len(part.file.file_data or "") // _BASE64_A_PAGE), ""
+                case AudioPart():
+                    yield 1 + len(part.input_audio.data) // _BASE64_A_SOUND_TOKEN, ""
+                case RedactedThinkingPart():
+                    yield 1 + len(part.data) // _BASE64_A_THOUGHT_TOKEN, ""
     yield 0, message.refusal or ""
     for call in message.tool_calls:
         yield PER_TOOL_CALL, call.name
@@ -147,7 +169,8 @@ def count_message(message: ChatMessage, model: str) -> int:
 
     Text and wrapping follow the rule published in OpenAI's cookbook: three tokens a message, the role, the text.
     Estimated: tool calls (name, arguments and `PER_TOOL_CALL`), and images, for which the most that the family can
-    charge is taken (see `ModelFacts`), because the size of a picture behind a URL is not known.
+    charge is taken (see `ModelFacts`), because the size of a picture behind a URL is not known; documents and sound by
+    the length of their data.
     """
     return _exact(_message(message, model), model)
 

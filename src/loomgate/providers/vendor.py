@@ -88,5 +88,17 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needs_key(self) -> bool:
-        """Whether a call without any key at all cannot succeed."""
-        return self.auth not in ("optional", "none", "oci", "entra")
+        """Whether a call without a key cannot succeed, unless `proves` says that something else is there."""
+        return self.auth not in ("optional", "none")
+
+    def proves(self, options: Mapping[str, object]) -> bool:
+        """Whether the provider data hold what takes the place of a key."""
+        return any(options.get(name) for name in _PROOFS.get(self.auth, ()))
+
+
+_PROOFS: dict[AuthStyle, tuple[str, ...]] = {
+    "service_account": ("vertex_service_account_json",),
+    "aws": ("aws_access_key_id",),
+    "entra": ("azure_ad_token", "azure_auth_mode"),
+    "oci": ("oracle_private_key",),
+}

@@ -29,9 +29,11 @@ from loomgate.wire.chat import (
     FunctionTool,
     ImagePart,
     ImageUrl,
+    RedactedThinking,
     RefusalDelta,
     TextDelta,
     TextPart,
+    ThinkingDelta,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -55,7 +57,7 @@ ERRORS = ("invalid", "auth", "rate_limit", "server", "overloaded")
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What a model says. ``text`` in pieces as the vendor streams them; ``calls`` are name and JSON arguments.
 
-    ``thinking`` is told before the text, in the vendor's own form, and must not be heard. ``usage`` is in our words:
+    ``thinking`` is told before the text, in the vendor's own form. ``usage`` is in our words:
     ``prompt_tokens`` and ``completion_tokens`` are totals that include ``cached_tokens`` and ``reasoning_tokens``.
     """
 
@@ -78,6 +80,10 @@ class Wire(Protocol):
 
     def stream(self, answer: Answer) -> bytes:
         """The whole body of a streamed answer with status 200."""
+        ...
+
+    def whole(self, answer: Answer) -> bytes:
+        """The body of the same answer to a request that asked for no stream."""
         ...
 
     def error(self, kind: str) -> tuple[int, dict[str, str], bytes]:
@@ -266,6 +272,10 @@ class Heard(msgspec.Struct, kw_only=True):
     ids: list[str] = []
     finish: FinishReason | None = None
     usage: Usage | None = None
+    raw: str | None = None
+    thinking: str = ""
+    signatures: list[str] = []
+    redacted: list[str] = []
 
     @property
     def text(self) -> str:
@@ -295,9 +305,23 @@ def heard(chunks: Iterable[Chunk]) -> Heard:
                 assert chunk.id is None
                 name, arguments = found.calls[chunk.index]
                 found.calls[chunk.index] = (name, arguments + chunk.arguments)
-        else:
-            found.finish, found.usage = chunk.reason, chunk.usage
+        elif isinstance(chunk, ThinkingDelta):
+            assert chunk.text or chunk.signature
+            found.thinking += chunk.text
+            found.signatures += [chunk.signature] if chunk.signature else []
+        elif isinstance(chunk, RedactedThinking):
+            found.redacted.append(chunk.data)
+        elif isinstance(chunk, Finish):
+            found.finish, found.usage, found.raw = chunk.reason, chunk.usage, chunk.raw
     return found
+
+
+def bare(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """``chunks`` without the vendor's own words for the end, for tests of what they mean."""
+    return [
+        msgspec.structs.replace(chunk, raw=None, stop_sequence=None) if isinstance(chunk, Finish) else chunk
+        for chunk in chunks
+    ]
 
 
 def decode(wire: Wire, *pieces: bytes) -> list[Chunk]:

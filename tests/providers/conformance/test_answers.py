@@ -60,9 +60,11 @@ def test_every_piece_is_given_on_as_it_comes(wire: Wire) -> None:
 
 
 @scenario("thinking")
-def test_thoughts_are_left_out(wire: Wire) -> None:
-    found = heard(decode(wire, wire.stream(Answer(text=["Yes."], thinking="Is it? It is."))))
-    assert (found.text, found.refusal, found.finish) == ("Yes.", "", "stop")
+def test_thoughts_are_apart_from_the_text(wire: Wire) -> None:
+    answer = Answer(text=["Yes."], thinking="Is it? It is.")
+    for body in (wire.stream(answer), wire.whole(answer)):
+        found = heard(decode(wire, body))
+        assert (found.text, found.refusal, found.thinking, found.finish) == ("Yes.", "", "Is it? It is.", "stop")
 
 
 @scenario("tools")
@@ -128,6 +130,48 @@ def test_unicode(wire: Wire) -> None:
     found = heard(decode(wire, wire.stream(UNICODE)))
     ((name, arguments),) = found.calls  # a vendor may send the text of the arguments, or their value
     assert (found.text, name, json.loads(arguments)) == ("".join(UNICODE.text), "größe", {"ß": "日本\u2028"})
+
+
+# --- whole answers ---
+
+WHOLE = {
+    "plain": PLAIN,
+    "calls": CALLS,
+    "unicode": UNICODE,
+    "length": Answer(text=["Once upon"], finish="length"),
+    "content_filter": Answer(text=["Take"], finish="content_filter"),
+    "refusal": Answer(refusal="I can't help with that."),
+    "cached_usage": Answer(text=["x"], usage=Usage(1000, 5, cached_tokens=800)),
+    "reasoning_usage": Answer(text=["x"], usage=Usage(10, 500, reasoning_tokens=450)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@scenario()
+def test_a_whole_answer_says_what_the_stream_says(wire: Wire, name: str) -> None:
+    if name in wire.lacks:
+        pytest.skip(wire.why[name])
+    answer = WHOLE[name]
+    whole, stream = heard(decode(wire, wire.whole(answer))), heard(decode(wire, wire.stream(answer)))
+    assert (whole.text, whole.refusal, whole.finish, whole.usage) == (
+        stream.text,
+        stream.refusal,
+        stream.finish,
+        stream.usage,
+    )
+    assert [(name, json.loads(arguments)) for name, arguments in whole.calls] == [
+        (name, json.loads(arguments)) for name, arguments in stream.calls
+    ]
+    assert (whole.thinking, whole.signatures, whole.raw) == (stream.thinking, stream.signatures, stream.raw)
+
+
+@scenario("plain")
+def test_the_endpoint_names_its_answer_before_the_first_chunk(wire: Wire) -> None:
+    """GATEWAY STM-05: where the endpoint has an id, the client sees it."""
+    for body in (wire.stream(PLAIN), wire.whole(PLAIN)):
+        decoder = dialect(wire).decoder()
+        next(iter(chunks_of(decoder, [body])))
+        assert (decoder.id is not None) is (wire.name != "bedrock")  # Converse has none
 
 
 # --- failures ---
@@ -207,6 +251,7 @@ BODIES = {
     "calls": lambda wire: wire.stream(CALLS),
     "unicode": lambda wire: wire.stream(UNICODE),
     "thinking": lambda wire: wire.stream(Answer(text=["a", "b"], thinking="hm", usage=Usage(5, 3))),
+    "whole": lambda wire: wire.whole(CALLS),
 }
 
 

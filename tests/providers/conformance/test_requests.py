@@ -46,6 +46,13 @@ def test_a_question(wire: Wire) -> None:
     assert told(wire, chat(wire)).model == model(wire)
 
 
+@scenario("plain")
+def test_a_question_whose_answer_is_not_streamed(wire: Wire) -> None:
+    assert_told(wire, chat(wire, stream=False))
+    system = ChatMessage(role="system", content="Be brief.")
+    assert_told(wire, chat(wire, system, user("Hi"), tools=TOOLS, temperature=0.5, stream=False))
+
+
 @scenario()
 def test_a_request_never_shows_its_key(wire: Wire) -> None:
     made = request(wire, chat(wire))

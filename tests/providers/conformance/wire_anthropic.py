@@ -115,6 +115,31 @@ class AnthropicWire:
     def stream(self, answer: Answer) -> bytes:
         return b"".join(self._events(answer))
 
+    def whole(self, answer: Answer) -> bytes:
+        content: list[dict[str, Any]] = []
+        if answer.thinking is not None:
+            signed = {"type": "thinking", "thinking": answer.thinking, "signature": "EqQBCgIYAhIM1gbcDa9GJwZA2b3h"}
+            content += [signed, {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix"}]
+        if answer.text:
+            content.append({"type": "text", "text": "".join(answer.text)})
+        for number, (name, arguments) in enumerate(answer.calls):
+            made = {"id": f"toolu_01T1x1fJ34qAmk2tNTrN7Up{number}", "name": name, "input": json.loads(arguments)}
+            content.append({"type": "tool_use", **made})
+        told = {
+            "id": "msg_01XFDUDYJgAACzvnptvVoYEL",
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": content,
+            "stop_reason": _REASONS[answer.finish],
+            "stop_sequence": None,
+            "usage": _usage(answer.usage or Usage(9, 4)),
+        }
+        if answer.refusal is not None:
+            details = {"type": "refusal", "category": "cyber", "explanation": answer.refusal}
+            told |= {"stop_reason": "refusal", "stop_details": details}
+        return json.dumps(told, ensure_ascii=False).encode()
+
     def error(self, kind: str) -> tuple[int, dict[str, str], bytes]:
         status, headers, type, message = _ERRORS[kind]
         body = {"type": "error", "error": {"type": type, "message": message}, "request_id": "req_011CSHoEeqs5C35K2"}
@@ -140,7 +165,8 @@ class AnthropicWire:
         assert "authorization" not in headers
         body = json.loads(call.body)
         assert body.keys() <= _FIELDS
-        assert body["stream"] is True
+        assert body.get("stream", True) is True
+        assert (headers["accept"] == "text/event-stream") is ("stream" in body)
         assert body["max_tokens"] >= 1
         messages = [ChatMessage(role="system", content=_parts(body["system"]))] if "system" in body else []
         assert body["messages"][-1]["role"] == "user"
@@ -190,6 +216,7 @@ class AnthropicWire:
             max_completion_tokens=body["max_tokens"],
             reasoning_effort=effort,
             stop=body.get("stop_sequences", []),
+            stream="stream" in body,
         )
 
 

@@ -18,6 +18,7 @@ from loomgate.wire.chat import (
     NamedFunction,
     TextPart,
     ToolCall,
+    Usage,
 )
 from tests.providers.conformance.suite import Answer
 
@@ -52,6 +53,17 @@ def exception(kind: str, message: str) -> bytes:
     """An exception within a stream."""
     headers = {":exception-type": kind, ":content-type": "application/json", ":message-type": "exception"}
     return frame(headers, {"message": message})
+
+
+def _usage(told: Usage) -> dict[str, int]:
+    usage = {
+        "inputTokens": told.prompt_tokens - told.cached_tokens,
+        "outputTokens": told.completion_tokens,
+        "totalTokens": told.prompt_tokens + told.completion_tokens,
+    }
+    if told.cached_tokens:
+        usage |= {"cacheReadInputTokens": told.cached_tokens, "cacheWriteInputTokens": 0}
+    return usage
 
 
 class BedrockWire:
@@ -98,19 +110,30 @@ class BedrockWire:
             block += 1
         events.append(event("messageStop", {"stopReason": _STOP[answer.finish]}))
         if answer.usage is not None:
-            told = answer.usage
-            usage = {
-                "inputTokens": told.prompt_tokens - told.cached_tokens,
-                "outputTokens": told.completion_tokens,
-                "totalTokens": told.prompt_tokens + told.completion_tokens,
-            }
-            if told.cached_tokens:
-                usage |= {"cacheReadInputTokens": told.cached_tokens, "cacheWriteInputTokens": 0}
-            events.append(event("metadata", {"usage": usage, "metrics": {"latencyMs": 551}}))
+            events.append(event("metadata", {"usage": _usage(answer.usage), "metrics": {"latencyMs": 551}}))
         return events
 
     def stream(self, answer: Answer) -> bytes:
         return b"".join(self._events(answer))
+
+    def whole(self, answer: Answer) -> bytes:
+        content: list[dict[str, Any]] = []
+        if answer.thinking is not None:
+            thought = {"text": answer.thinking, "signature": "EqQBCgIYAhIkAQ=="}
+            content.append({"reasoningContent": {"reasoningText": thought}})
+        if answer.text:
+            content.append({"text": "".join(answer.text)})
+        for number, (name, arguments) in enumerate(answer.calls):
+            made = {"toolUseId": f"tooluse_{number}kSPFTLVTJFWy", "name": name, "input": json.loads(arguments)}
+            content.append({"toolUse": made})
+        told: dict[str, Any] = {
+            "metrics": {"latencyMs": 551},
+            "output": {"message": {"content": content, "role": "assistant"}},
+            "stopReason": _STOP[answer.finish],
+        }
+        if answer.usage is not None:
+            told["usage"] = _usage(answer.usage)
+        return json.dumps(told, ensure_ascii=False).encode()
 
     def error(self, kind: str) -> tuple[int, dict[str, str], bytes]:
         status, name, message = _ERRORS[kind]
@@ -129,8 +152,9 @@ class BedrockWire:
 
     def told(self, call: HttpCall) -> Chat:
         empty, segment, model, verb = urlsplit(call.url).path.split("/")
-        assert (empty, segment, verb) == ("", "model", "converse-stream")
-        assert call.headers["Accept"] == "application/vnd.amazon.eventstream"
+        stream = verb == "converse-stream"
+        assert (empty, segment, verb) == ("", "model", "converse-stream" if stream else "converse")
+        assert call.headers["Accept"] == ("application/vnd.amazon.eventstream" if stream else "application/json")
         assert call.headers["Content-Type"] == "application/json"
         assert call.headers["Authorization"].startswith("Bearer ")
         body = json.loads(call.body)
@@ -164,6 +188,7 @@ class BedrockWire:
             max_completion_tokens=inference.pop("maxTokens", None),
             stop=inference.pop("stopSequences", []),
             reasoning_effort=output.pop("effort", None),
+            stream=stream,
         )
         assert [*body, *inference, *output] == [], "fields that the vendor does not have"
         return read

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from loomgate.providers.dialect import HttpCall
-from loomgate.wire.chat import Chat, ChatMessage, ContentPart, FunctionTool, ToolCall
+from loomgate.wire.chat import Chat, ChatMessage, ContentPart, FunctionTool, ToolCall, Usage
 from tests.providers.conformance.suite import KEY, Answer
 
 _ERRORS: dict[str, tuple[int, str]] = {
@@ -28,6 +28,14 @@ def event(kind: str, **members: Any) -> bytes:
 def message(**members: Any) -> dict[str, Any]:
     """The delta of most events."""
     return {"message": members}
+
+
+def _usage(told: Usage) -> dict[str, Any]:
+    return {
+        "billed_units": {"input_tokens": 3, "output_tokens": 1},
+        "tokens": {"input_tokens": told.prompt_tokens, "output_tokens": told.completion_tokens},
+        "cached_tokens": told.cached_tokens,
+    }
 
 
 class CohereWire:
@@ -74,17 +82,34 @@ class CohereWire:
             events.append(event("tool-call-end", index=index))
         end: dict[str, Any] = {"finish_reason": _FINISH[answer.finish]}
         if answer.usage is not None:
-            told = answer.usage
-            end["usage"] = {
-                "billed_units": {"input_tokens": 3, "output_tokens": 1},
-                "tokens": {"input_tokens": told.prompt_tokens, "output_tokens": told.completion_tokens},
-                "cached_tokens": told.cached_tokens,
-            }
+            end["usage"] = _usage(answer.usage)
         events.append(event("message-end", delta=end))
         return events
 
     def stream(self, answer: Answer) -> bytes:
         return b"".join(self._events(answer)) + b"data: [DONE]\n\n"
+
+    def whole(self, answer: Answer) -> bytes:
+        content: list[dict[str, Any]] = []
+        if answer.thinking is not None:
+            content.append({"type": "thinking", "thinking": answer.thinking})
+        if answer.text:
+            content.append({"type": "text", "text": "".join(answer.text)})
+        said: dict[str, Any] = {"role": "assistant", "content": content}
+        if answer.calls:
+            said["tool_plan"] = "I will use a tool."
+            said["tool_calls"] = [
+                {"id": f"{name}_{index}x7fk", "type": "function", "function": {"name": name, "arguments": arguments}}
+                for index, (name, arguments) in enumerate(answer.calls)
+            ]
+        told: dict[str, Any] = {
+            "id": "29f14a5a-11de-4cae-9800-25e4747408ea",
+            "finish_reason": _FINISH[answer.finish],
+            "message": said,
+        }
+        if answer.usage is not None:
+            told["usage"] = _usage(answer.usage)
+        return json.dumps(told, ensure_ascii=False).encode()
 
     def error(self, kind: str) -> tuple[int, dict[str, str], bytes]:
         status, said = _ERRORS[kind]
@@ -105,7 +130,8 @@ class CohereWire:
         assert call.url == "https://api.cohere.ai/v2/chat"
         assert call.headers["Authorization"] == f"Bearer {KEY}"
         body = json.loads(call.body)
-        assert body.pop("stream") is True
+        stream = body.pop("stream", False)
+        assert (call.headers["Accept"] == "text/event-stream") is stream
         strict = body.pop("strict_tools", None)
         form = body.pop("response_format", None)
         if form is not None and "json_schema" in form:
@@ -122,6 +148,7 @@ class CohereWire:
             top_p=body.pop("p", None),
             max_completion_tokens=body.pop("max_tokens", None),
             stop=body.pop("stop_sequences", []),
+            stream=stream,
         )
         assert not body, f"fields that the vendor does not have: {sorted(body)}"
         return read

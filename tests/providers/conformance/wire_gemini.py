@@ -5,7 +5,6 @@ Its JSON is that of protocol buffers: members that nobody set are absent. Lines 
 
 import json
 from typing import Any, ClassVar
-from urllib.parse import parse_qs, urlsplit
 
 from loomgate.providers.dialect import HttpCall
 from loomgate.wire.chat import (
@@ -108,7 +107,7 @@ class GeminiWire:
         "parallel_tool_calls": "there is no such switch; the run engine takes the first of several calls",
     }
     lacks = frozenset(why)
-    _address = f"https://generativelanguage.googleapis.com/v1beta/models/{model}:streamGenerateContent?alt=sse"
+    _address = f"https://generativelanguage.googleapis.com/v1beta/models/{model}"
 
     def _chunk(self, parts: list[dict[str, Any]], usage: Usage | None, reason: str | None = None) -> bytes:
         candidate: dict[str, Any] = {"content": {"parts": parts, "role": "model"}} if parts else {}
@@ -141,6 +140,23 @@ class GeminiWire:
         events.append(self._chunk(last, usage, _FINISH[answer.finish]))
         return events
 
+    def whole(self, answer: Answer) -> bytes:
+        parts: list[dict[str, Any]] = []
+        if answer.thinking is not None:
+            parts.append({"text": answer.thinking, "thought": True})
+        if answer.text:
+            parts.append({"text": "".join(answer.text)})
+        for index, (name, arguments) in enumerate(answer.calls):
+            part: dict[str, Any] = {"functionCall": {"name": name, "args": json.loads(arguments)}}
+            parts.append({**part, "thoughtSignature": "CiQB0e2Kb1Yc0hZ0Zg=="} if index == 0 else part)
+        content = {"role": "model", **({"parts": parts} if parts else {})}
+        candidate = {"content": content, "finishReason": _FINISH[answer.finish], "index": 0}
+        told: dict[str, Any] = {"candidates": [candidate]}
+        if answer.usage is not None:
+            told["usageMetadata"] = _counts(answer.usage)
+        told |= {"modelVersion": self.model, "responseId": "Zt4eacyxJ5-vz7IPqZ_XwAQ"}
+        return json.dumps(told, ensure_ascii=False, indent=2).encode()
+
     def stream(self, answer: Answer) -> bytes:
         return b"".join(self._events(answer))
 
@@ -158,13 +174,15 @@ class GeminiWire:
     def midstream_error(self) -> bytes | None:
         return self._events(Answer(text=["Half"]))[0] + _event({"error": _ERRORS["overloaded"]})
 
-    def _opened(self, call: HttpCall) -> None:
-        assert call.url == self._address
+    def _opened(self, call: HttpCall) -> bool:
+        stream = call.headers["Accept"] == "text/event-stream"
+        verb = ":streamGenerateContent?alt=sse" if stream else ":generateContent"
+        assert call.url == self._address + verb
         assert call.headers["x-goog-api-key"] == self.api_key
-        assert parse_qs(urlsplit(call.url).query) == {"alt": ["sse"]}
+        return stream
 
     def told(self, call: HttpCall) -> Chat:
-        self._opened(call)
+        stream = self._opened(call)
         body = json.loads(call.body)
         assert body["contents"], "contents is not specified"
         messages: list[ChatMessage] = []
@@ -198,6 +216,7 @@ class GeminiWire:
             max_completion_tokens=config.pop("maxOutputTokens", None),
             reasoning_effort=None if thinking is None else _EFFORTS[thinking],
             stop=config.pop("stopSequences", []),
+            stream=stream,
         )
         assert not body, f"fields that the vendor does not have: {sorted(body)}"
         assert not config, f"fields that the vendor does not have: {sorted(config)}"
@@ -209,10 +228,7 @@ class VertexWire(GeminiWire):
 
     name = "vertex-ai"
     vendor = "vertex-ai"
-    _address = (
-        "https://aiplatform.googleapis.com/v1beta1/publishers/google/models/"
-        f"{GeminiWire.model}:streamGenerateContent?alt=sse"
-    )
+    _address = f"https://aiplatform.googleapis.com/v1beta1/publishers/google/models/{GeminiWire.model}"
 
 
 def _format(config: dict[str, Any]) -> dict[str, Any] | None:

@@ -65,8 +65,8 @@ def _chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
     return _event({**_FRAME, "choices": [choice], "usage": None})
 
 
-def _usage(usage: Usage) -> bytes:
-    told = {
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -78,7 +78,6 @@ def _usage(usage: Usage) -> bytes:
             "rejected_prediction_tokens": 0,
         },
     }
-    return _event({**_FRAME, "choices": [], "usage": told})
 
 
 class OpenAIWire:
@@ -104,11 +103,25 @@ class OpenAIWire:
                 events.append(_chunk({"tool_calls": [piece]}))
         events.append(_chunk({}, answer.finish))
         if answer.usage is not None:
-            events.append(_usage(answer.usage))
+            events.append(_event({**_FRAME, "choices": [], "usage": _usage(answer.usage)}))
         return events
 
     def stream(self, answer: Answer) -> bytes:
         return b"".join(self._events(answer)) + b"data: [DONE]\n\n"
+
+    def whole(self, answer: Answer) -> bytes:
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.text) or None}
+        message |= {"refusal": answer.refusal, "annotations": []}
+        if answer.calls:
+            message["tool_calls"] = [
+                {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
+                for index, (name, arguments) in enumerate(answer.calls)
+            ]
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
+        told = {**_FRAME, "object": "chat.completion", "choices": [choice]}
+        if answer.usage is not None:
+            told["usage"] = _usage(answer.usage)
+        return json.dumps(told, ensure_ascii=False).encode()
 
     def error(self, kind: str) -> tuple[int, dict[str, str], bytes]:
         status, headers, error = _ERRORS[kind]
@@ -128,8 +141,9 @@ class OpenAIWire:
         assert call.url == "https://api.openai.com/v1/chat/completions"
         assert call.headers["Authorization"] == f"Bearer {KEY}"
         body = json.loads(call.body)
-        assert body.pop("stream") is True
-        assert body.pop("stream_options") == {"include_usage": True}
+        stream = body.pop("stream", False)
+        assert body.pop("stream_options", None) == ({"include_usage": True} if stream else None)
+        assert (call.headers["Accept"] == "text/event-stream") is stream
         choice = body.pop("tool_choice", None)
         read = Chat(
             model=body.pop("model"),
@@ -143,6 +157,7 @@ class OpenAIWire:
             max_completion_tokens=body.pop("max_completion_tokens", None),
             reasoning_effort=body.pop("reasoning_effort", None),
             stop=body.pop("stop", []),
+            stream=stream,
         )
         assert not body, f"fields that the vendor does not have: {sorted(body)}"
         return read

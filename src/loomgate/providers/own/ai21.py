@@ -10,6 +10,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import WholeDecoder, encode, given, prompt_of, refusal, text, turns, within
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason
 
 _REASONS: dict[str, FinishReason] = {"endoftext": "stop", "stop": "stop", "length": "length"}
@@ -25,8 +26,11 @@ def _tuned(call: Chat) -> dict[str, Any]:
         maxTokens=call.max_completion_tokens,
         temperature=None if call.temperature is None else min(call.temperature, 1.0),  # GATEWAY TR-02
         topP=call.top_p,
+        topKReturn=call.top_k,
+        frequencyPenalty=None if call.frequency_penalty is None else {"scale": call.frequency_penalty},
+        presencePenalty=None if call.presence_penalty is None else {"scale": call.presence_penalty},
         stopSequences=call.stop,
-    )
+    ) | own_words(call, "AI21")
 
 
 def _sent(path: str, call: Chat, body: dict[str, Any], target: Target) -> HttpCall:

@@ -10,7 +10,10 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer, masked
 from loomgate.providers.own.plain import WholeDecoder, encode, given, only_text, refusal, text
+from loomgate.providers.parts import own_words, spoken
 from loomgate.wire.chat import Chat, Chunk
+
+_ROLES = {"tool": "user", "developer": "system"}
 
 
 class Bytez:
@@ -20,10 +23,10 @@ class Bytez:
         """The request for ``call``. Raises `ProviderError` ``invalid`` for tools and formats."""
         call = undropped(call, target)
         only_text(call, "Bytez")
-        messages = [
-            {"role": "user" if message.role == "tool" else message.role, "content": message.content or ""}
-            for message in call.messages
-        ]
+        messages: list[dict[str, Any]] = []
+        for message in call.messages:
+            content = spoken(message.content) if isinstance(message.content, list) else message.content
+            messages.append({"role": _ROLES.get(message.role, message.role), "content": content or ""})
         body = {
             "messages": messages,
             "stream": False,
@@ -31,8 +34,10 @@ class Bytez:
                 max_new_tokens=call.max_completion_tokens,
                 temperature=call.temperature,
                 top_p=call.top_p,
+                top_k=call.top_k,
                 stop_strings=call.stop,
-            ),
+            )
+            | own_words(call, "Bytez"),
         }
         headers = {"Content-Type": "application/json", **target.own_headers()}
         return HttpCall(target.endpoint_url("chat", call.model), headers, encode(body))

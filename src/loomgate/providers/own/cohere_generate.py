@@ -10,6 +10,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import LineDecoder, encode, given, prompt_of, refusal, text, within
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason, Usage
 
 
@@ -22,13 +23,18 @@ class CohereGenerate:
         body = {
             "model": call.model,
             "prompt": prompt_of(call, "Cohere"),
-            "stream": True,
+            "stream": call.stream,
             **given(
                 max_tokens=call.max_completion_tokens,
                 temperature=call.temperature,
                 p=None if call.top_p is None else min(max(call.top_p, 0.01), 0.99),
+                k=call.top_k,
+                frequency_penalty=call.frequency_penalty,
+                presence_penalty=call.presence_penalty,
+                seed=call.seed,
                 end_sequences=call.stop,
             ),
+            **own_words(call, "Cohere"),
         }
         headers = {"Content-Type": "application/json", **target.own_headers()}
         return HttpCall(target.endpoint_url("complete"), headers, encode(body))

@@ -11,6 +11,7 @@ from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import Json, WholeDecoder, encode, given, refusal, several, within
 from loomgate.providers.own.plain import text as piece
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import (
     Chat,
     ChatMessage,
@@ -20,7 +21,9 @@ from loomgate.wire.chat import (
     FunctionTool,
     ImagePart,
     NamedFunction,
+    RedactedThinkingPart,
     TextPart,
+    ThinkingPart,
     ToolCallDelta,
     Usage,
 )
@@ -38,10 +41,10 @@ def _content(message: ChatMessage) -> list[Json]:
     for part in content:
         if isinstance(part, TextPart):
             made.append({"type": "TEXT", "text": part.text})
-        elif isinstance(part, ImagePart):  # pyright: ignore[reportUnnecessaryIsInstance] - there may be more kinds
+        elif isinstance(part, ImagePart):
             image = part.image_url
             made.append({"type": "IMAGE", "imageUrl": {"url": image.url, "detail": image.detail.upper()}})
-        elif not type(part).__name__.endswith("ThinkingPart"):
+        elif not isinstance(part, ThinkingPart | RedactedThinkingPart):
             raise ProviderError("invalid", "messages: expected texts and images, since Oracle takes nothing else here.")
     return made
 
@@ -90,6 +93,7 @@ class Oracle:
     def request(self, call: Chat, target: Target) -> HttpCall:
         """The streamed request for ``call``, unsigned. Raises `ProviderError` ``invalid`` without a compartment."""
         call = undropped(call, target)
+        more = own_words(call, "Oracle")
         compartment = target.options.get("oracle_compartment_id")
         if not compartment:
             raise ProviderError("invalid", "The provider 'oracle' needs oracle_compartment_id, which is not given.")
@@ -99,12 +103,17 @@ class Oracle:
         asked: Json = {
             "apiFormat": "GENERIC",
             "messages": [_message(message) for message in call.messages],
-            "isStream": True,
-            "streamOptions": {"isIncludeUsage": True},
+            "isStream": call.stream,
+            **({"streamOptions": {"isIncludeUsage": True}} if call.stream else {}),
             **given(
                 maxTokens=call.max_completion_tokens,
                 temperature=call.temperature,
                 topP=call.top_p,
+                topK=call.top_k,
+                seed=call.seed,
+                frequencyPenalty=call.frequency_penalty,
+                presencePenalty=call.presence_penalty,
+                logitBias=call.logit_bias,
                 stop=call.stop,
                 tools=[_tool(tool) for tool in call.tools],
                 toolChoice=_choice(call),
@@ -112,6 +121,7 @@ class Oracle:
                 isParallelToolCalls=call.parallel_tool_calls if call.tools else None,
                 reasoningEffort=call.reasoning_effort.upper() if call.reasoning_effort else None,
             ),
+            **more,
         }
         body = {
             "compartmentId": compartment,
@@ -171,7 +181,7 @@ class _Answer(WholeDecoder):
 
     def finish(self) -> Finish:
         reason = _REASONS.get((self.reason or "").lower(), "stop")
-        return Finish("tool_calls" if self._calls and reason == "stop" else reason, self.usage)
+        return Finish("tool_calls" if self._calls and reason == "stop" else reason, self.usage, self.reason)
 
     def _call(self, call: Any) -> Chunk:
         """A call, or more of the last one's arguments: only its first piece has a name."""

@@ -10,6 +10,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import WholeDecoder, encode, given, prompt_of, refusal, several, text, turns
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason
 
 
@@ -21,7 +22,7 @@ def _sent(verb: str, call: Chat, body: dict[str, Any], target: Target) -> HttpCa
 
 def _tuned(call: Chat) -> dict[str, Any]:
     temperature = None if call.temperature is None else min(call.temperature, 1.0)  # GATEWAY TR-02
-    return given(temperature=temperature, topP=call.top_p)
+    return given(temperature=temperature, topP=call.top_p, topK=call.top_k) | own_words(call, "PaLM")
 
 
 class Palm:

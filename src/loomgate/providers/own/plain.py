@@ -12,7 +12,19 @@ import msgspec
 from loomgate.errors import ProviderError
 from loomgate.providers.events import EventDecoder
 from loomgate.providers.failure import masked, status_kind
-from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, FinishReason, TextDelta, TextPart, Usage
+from loomgate.providers.parts import one_text
+from loomgate.wire.chat import (
+    Chat,
+    ChatMessage,
+    Chunk,
+    Finish,
+    FinishReason,
+    RedactedThinkingPart,
+    TextDelta,
+    TextPart,
+    ThinkingPart,
+    Usage,
+)
 
 Json = dict[str, Any]
 encode = msgspec.json.Encoder().encode
@@ -28,16 +40,15 @@ def text_of(message: ChatMessage, vendor: str) -> str:
     for part in content:
         if isinstance(part, TextPart):
             texts.append(part.text)
-        elif type(part).__name__.endswith("ThinkingPart"):
-            continue  # of no use to a vendor that did not think it
-        else:
+        elif not isinstance(part, ThinkingPart | RedactedThinkingPart):  # of no use to one that did not think it
             raise ProviderError("invalid", f"messages: expected texts only, since {vendor} takes nothing else here.")
     return "\n".join(texts)
 
 
 def only_text(call: Chat, vendor: str) -> None:
     """Refuse what a vendor without tools and formats cannot honour."""
-    if call.tools and call.tool_choice != "none":
+    one_text(call, vendor)
+    if (call.tools and call.tool_choice != "none") or call.vendor_tools:
         raise ProviderError("invalid", f"tools: expected none, since {vendor} calls no functions here.")
     if call.response_format is not None and call.response_format.get("type") != "text":
         raise ProviderError("invalid", f"response_format: expected 'text', since {vendor} has no other here.")
@@ -72,11 +83,6 @@ def given(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value is not None and value != []}
 
 
-def finish_of(found: str | None, usage: Usage | None, known: dict[str, FinishReason]) -> Finish:
-    """The end of an answer; a reason that is not known is a ``stop`` (GATEWAY FR-01)."""
-    return Finish(known.get(found or "", "stop"), usage)
-
-
 def refusal(found: Json, status: int, wait: float | None) -> ProviderError:
     """An error answer: the message wherever vendors put it (``message``, ``detail``, ``error``, ``errors``)."""
     said: Any = found
@@ -94,9 +100,6 @@ def refusal(found: Json, status: int, wait: float | None) -> ProviderError:
 
 class WholeDecoder(EventDecoder):
     """A `Decoder` of answers that are one JSON object, or event streams of them: a vendor gives `told`."""
-
-    id: str | None = None
-    model: str | None = None
 
     def read(self, data: bytes) -> Iterator[Chunk]:
         """The chunks of one object. Raises `ProviderError` ``malformed`` for what is not one of this vendor's."""
@@ -116,8 +119,8 @@ class WholeDecoder(EventDecoder):
         raise NotImplementedError
 
     def finish(self) -> Finish:
-        """The last chunk."""
-        return finish_of(self.reason, self.usage, self.reasons)
+        """The last chunk; a reason that is not known is a ``stop`` (GATEWAY FR-01)."""
+        return Finish(self.reasons.get(self.reason or "", "stop"), self.usage, self.reason)
 
     usage: Usage | None = None
     reasons: dict[str, FinishReason] = {}  # noqa: RUF012 - never changed

@@ -10,6 +10,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import WholeDecoder, encode, given, refusal, text, turns, within
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason, Usage
 
 
@@ -34,8 +35,10 @@ class Reka:
                 request_output_len=call.max_completion_tokens,
                 temperature=call.temperature,
                 runtime_top_p=call.top_p,
+                runtime_top_k=call.top_k,
                 stop_words=call.stop,
             ),
+            **own_words(call, "Reka"),
         }
         headers = {"Content-Type": "application/json", **target.own_headers()}
         return HttpCall(target.endpoint_url("chat"), headers, encode(body))

@@ -10,6 +10,7 @@ from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import WholeDecoder, encode, given, prompt_of, refusal, text
+from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk
 
 _TOKENS = 100  # the field is required
@@ -24,7 +25,8 @@ class Triton:
         body = {
             "text_input": prompt_of(call, "Triton"),
             "max_tokens": call.max_completion_tokens or _TOKENS,
-            **given(temperature=call.temperature, top_p=call.top_p, stop_words=call.stop),
+            **given(temperature=call.temperature, top_p=call.top_p, top_k=call.top_k, stop_words=call.stop),
+            **own_words(call, "Triton"),
         }
         headers = {"Content-Type": "application/json", **target.own_headers()}
         return HttpCall(target.endpoint_url("complete"), headers, encode(body))

@@ -11,12 +11,15 @@ from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.failure import error_answer
 from loomgate.providers.own.plain import Json, WholeDecoder, encode, given, prompt_of, refusal, several, within
 from loomgate.providers.own.plain import text as piece
+from loomgate.providers.parts import own_words, spoken
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, NamedFunction, ToolCallDelta, Usage
 from loomgate.wire.ids import new_id
 
 
 def _message(message: ChatMessage) -> Json:
-    made: Json = {"role": message.role, "content": message.content or message.refusal or ""}
+    role = "system" if message.role == "developer" else message.role
+    content = spoken(message.content) if isinstance(message.content, list) else message.content
+    made: Json = {"role": role, "content": content or message.refusal or ""}
     if message.tool_calls:
         made["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -49,12 +52,21 @@ def _tools(call: Chat) -> list[Json]:
 
 
 def _tuned(call: Chat) -> Json:
-    return given(max_tokens=call.max_completion_tokens, temperature=call.temperature, top_p=call.top_p)
+    tuned = given(
+        max_tokens=call.max_completion_tokens,
+        temperature=call.temperature,
+        top_p=call.top_p,
+        top_k=call.top_k,
+        seed=call.seed,
+        frequency_penalty=call.frequency_penalty,
+        presence_penalty=call.presence_penalty,
+    )
+    return {**tuned, **own_words(call, "Workers AI")}
 
 
 def _sent(call: Chat, body: Json, target: Target) -> HttpCall:
     headers = {"Content-Type": "application/json", **target.own_headers()}
-    return HttpCall(target.endpoint_url("chat", call.model), headers, encode({**body, "stream": True}))
+    return HttpCall(target.endpoint_url("chat", call.model), headers, encode({**body, "stream": call.stream}))
 
 
 class WorkersAI:
@@ -66,7 +78,7 @@ class WorkersAI:
         if call.stop:
             raise ProviderError("invalid", "stop: expected nothing, since Workers AI has no such field.")
         body: Json = {"messages": [_message(message) for message in call.messages], **_tuned(call)}
-        if tools := _tools(call):
+        if tools := [*_tools(call), *call.vendor_tools]:
             body["tools"] = tools
         if call.response_format is not None and call.response_format.get("type") != "text":
             body["response_format"] = _format(call.response_format)
