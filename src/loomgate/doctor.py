@@ -251,8 +251,8 @@ async def _reach(provider: Provider) -> Finding:
     from loomgate.app import provider_config
     from loomgate.gateway.chat import target_of
     from loomgate.providers.catalogue import CATALOGUE
+    from loomgate.providers.credentials import Credentials
     from loomgate.providers.operations import dialect_of
-    from loomgate.providers.service_account import AccessTokens
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
 
@@ -278,8 +278,8 @@ async def _reach(provider: Provider) -> Finding:
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:
-        if row.auth == "service_account":
-            target = await AccessTokens(transport).opened(target, patience, trusted=True)
+        if Credentials.needed(target):
+            target = await Credentials(transport).opened(target, patience, trusted=True)
         call = replace(dialect.request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
         if target.auth is not None:
             call = target.auth(call)

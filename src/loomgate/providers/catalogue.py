@@ -145,6 +145,7 @@ _ROWS = (
         name="anthropic",
         base_url="https://api.anthropic.com/v1",
         endpoints={"chat": "/v1/messages", "complete": "/v1/messages", **_at("m", "/v1")},
+        headers={"anthropic-version": "2023-06-01"},
         key_header="x-api-key",
         key_prefix="",
         models=("claude-*",),
@@ -163,6 +164,7 @@ _ROWS = (
         endpoints={
             "chat": "/v1beta/models/{model}:streamGenerateContent",
             "embed": "/v1beta/models/{model}:embedContent",
+            "models": "/v1beta/models",
         },
         key_header="x-goog-api-key",
         key_prefix="",
@@ -223,6 +225,7 @@ _ROWS = (
             "complete": "/v1/generate",
             "embed": "/v2/embed",
             "rerank": "/v2/rerank",
+            "models": "/v1/models",
         },
         drop=_PLAIN_TOOLS,
         models=("command-*", "c4ai-*"),
@@ -231,7 +234,7 @@ _ROWS = (
     Vendor(
         name="ai21",
         base_url="https://api.ai21.com/studio/v1",
-        endpoints={"chat": "/{model}/chat", "complete": "/{model}/complete", "embed": "/embed"},
+        endpoints={"chat": "/chat/completions", "complete": "/{model}/complete", "embed": "/embed"},
         dialect="ai21",
         models=("j2-*", "jamba-*"),
     ),

@@ -171,9 +171,7 @@ class Credentials:
 
     def _authority(self, tenant: object) -> str:
         if not _ID.fullmatch(str(tenant)):
-            raise ProviderError(
-                "invalid", "Invalid 'azure_entra_tenant_id': expected an id or a domain."
-            )
+            raise ProviderError("invalid", "Invalid 'azure_entra_tenant_id': expected an id or a domain.")
         host = self._environment.get("AZURE_AUTHORITY_HOST", _AUTHORITY).rstrip("/")
         return f"{host}/{tenant}/oauth2/v2.0/token"
 
@@ -237,9 +235,7 @@ class Credentials:
         arn, external = str(target.options[_ROLE]), target.options.get("aws_external_id")
         auth = target.auth
         if not isinstance(auth, SigV4):
-            raise ProviderError(
-                "auth", "aws_role_arn needs aws_access_key_id and aws_secret_access_key to assume it."
-            )
+            raise ProviderError("auth", "aws_role_arn needs aws_access_key_id and aws_secret_access_key to assume it.")
         region = auth.region or DEFAULT_REGION
         form = {"Action": "AssumeRole", "Version": "2011-06-15", "RoleArn": arn, "RoleSessionName": "loomgate"}
         if external:

@@ -106,10 +106,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         for name, option in vendor.option_headers.items():
             if (value := self.options.get(option)) is not None:
                 made[name] = str(value)
-        if self.api_key and vendor.auth not in ("none", "oci"):
-            made[vendor.key_header] = vendor.key_prefix + self.api_key
+        made.update(self.proof())
         made.update(self.headers)
         return made
+
+    def proof(self) -> dict[str, str]:
+        """The header with the key, if there is one and it goes into a header."""
+        vendor = self.vendor
+        if not self.api_key or vendor.auth in ("none", "oci"):
+            return {}
+        if vendor.dialect == "azure-ai" and azure.speaks_anthropic(self.base_url):
+            return {"x-api-key": self.api_key}  # GATEWAY PV-03
+        return {vendor.key_header: vendor.key_prefix + self.api_key}
 
     def __repr__(self) -> str:
         return f"Target(vendor={self.vendor.name!r}, base_url={self.base_url!r})"
@@ -140,7 +148,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 # What a client may put into a host name or a path: nothing that would end it there.
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_DEFAULTS = {"oracle_api_version": "20231130"}
+_DEFAULTS = {"oracle_api_version": "20231130", "region": "us-east-1"}  # GATEWAY TR-22
 _ADDRESSING = {"azure-openai": azure.openai_url, "azure-ai": azure.foundry_url}
 
 

@@ -111,6 +111,7 @@ _OWN: dict[tuple[str, EndpointName], Operation] = {
 
 # --- what passes as it is ------------------------------------------------------------------------------------------
 
+_ANTHROPIC_VERSION = "2023-06-01"
 _NEEDS_MODEL = frozenset({"chat", "complete", "embed", "messages", "rerank"})
 
 
@@ -124,6 +125,10 @@ class Passes(msgspec.Struct, frozen=True):
         """See `Operation.request`. Exactly ``raw`` is sent when nothing has to be renamed, dropped or filled in, and
         a body that is not JSON always is what the client sent."""
         body, headers = b"", target.own_headers()
+        if self.endpoint in ("messages", "count_tokens"):
+            headers["anthropic-version"] = asked.headers.get("anthropic-version") or _ANTHROPIC_VERSION
+            if beta := asked.headers.get("anthropic-beta"):
+                headers["anthropic-beta"] = beta
         model: str | None = None
         if asked.method not in ("GET", "DELETE", "HEAD"):  # PRX-17
             headers = {"Content-Type": asked.headers.get("content-type") or "application/json", **headers}
@@ -228,8 +233,8 @@ def proxied(method: str, path: str, query: str, headers: Mapping[str, str], body
             made[name] = value
     for name, value in target.headers.items():  # the operator's last word
         made[name.lower()] = value
-    if target.api_key and target.vendor.auth not in ("none", "oci"):
-        made[target.vendor.key_header.lower()] = target.vendor.key_prefix + target.api_key
+    for name, value in target.proof().items():
+        made[name.lower()] = value
     if method in ("GET", "DELETE", "HEAD"):
         body = b""
         made.pop("content-type", None)
