@@ -7,7 +7,7 @@ import pytest
 
 from loomgate.errors import ProviderError
 from loomgate.providers.catalogue import CATALOGUE
-from loomgate.providers.dialect import Target
+from loomgate.providers.dialect import Target, base_of
 from loomgate.providers.operations import dialect_of, operation, proxied
 from loomgate.wire.chat import Chat, ChatMessage
 from loomgate.wire.endpoints import ENDPOINTS, EndpointName
@@ -125,6 +125,23 @@ FOUNDRY = "https://mine.services.ai.azure.com/models"
 
 def foundry(base: str = FOUNDRY, **options: str) -> Target:
     return Target(vendor=CATALOGUE["azure-ai"], base_url=base, api_key="the-key", options=options)
+
+
+@pytest.mark.behaviour("CFG-27", "RH-31")
+def test_the_address_of_a_deployment_by_its_parts() -> None:
+    row = CATALOGUE["azure-ai"]
+    parts = {"azure_endpoint_name": "Llama-3", "azure_region": "eastus2"}
+    assert base_of(row, parts) == ("https://llama-3.eastus2.models.ai.azure.com", False)
+    managed = {**parts, "azure_deployment_type": "managed"}
+    assert base_of(row, managed) == ("https://llama-3.eastus2.inference.ml.azure.com/score", False)
+    assert base_of(row, {**parts, "azure_foundry_url": FOUNDRY}) == (FOUNDRY, True)
+    assert base_of(row, {}) == (None, False)
+    assert base_of(CATALOGUE["huggingface"], {"huggingface_base_url": "https://h"}) == ("https://h", True)
+    assert base_of(CATALOGUE["openai"], {"azure_foundry_url": "https://h"}) == (None, False)
+    for wrong in ({"azure_region": ""}, {"azure_endpoint_name": "a/b"}, {"azure_deployment_type": "x"}):
+        with pytest.raises(ProviderError) as caught:
+            base_of(row, {**parts, **wrong})
+        assert caught.value.kind == "invalid"
 
 
 @pytest.mark.behaviour("PV-03", "RH-31")

@@ -230,6 +230,26 @@ def test_where_proxied_requests_go(vendor: str, path: str, url: str) -> None:
     assert proxied("GET", path, "", {}, b"", target(vendor)).url == url
 
 
+@pytest.mark.behaviour("TR-22")
+def test_bedrocks_region_and_families() -> None:
+    to = target("bedrock")
+    assert to.endpoint_url("embed", "m").startswith("https://bedrock-runtime.us-east-1.amazonaws.com/model/m/")
+    there = target("bedrock", region="eu-west-3")
+    assert there.endpoint_url("embed", "m").startswith("https://bedrock-runtime.eu-west-3.amazonaws.com/")
+    for model in ("us.anthropic.claude-3-5-sonnet-20240620-v1:0", "amazon.nova-pro-v1:0", "meta.llama3-70b"):
+        assert dialect_of(to, model) is dialect_of(to, "anything")  # Converse, whatever the family
+    # the area in front of a model's maker does not hide the family
+    assert json.loads(made(to, "embed", {"model": "eu.cohere.embed-v4:0", "input": "a"}).body)["texts"] == ["a"]
+    titan = json.loads(made(to, "embed", {"model": "us.amazon.titan-embed-text-v2:0", "input": "a"}).body)
+    assert titan == {"inputText": "a"}
+
+
+def test_a_post_without_a_body_stays_one() -> None:
+    ask = Ask(path="/batches/b/cancel", headers={"accept": "*/*"}, content_type="")
+    call = doing(target(), "batches").request(ask, {}, b"", target())
+    assert (call.body, call.headers) == (b"", {"Authorization": "Bearer the-key"})
+
+
 # --- embeddings ---
 
 VECTOR = [0.5, -1.0]

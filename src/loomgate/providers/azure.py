@@ -3,6 +3,7 @@
 What must live here: Azure's rules for addresses, pure. What must not: how a caller proves itself (``credentials``).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -79,6 +80,30 @@ def foundry_url(base: str, path: str, endpoint: EndpointName, _model: str | None
         return base + path
     version = options.get("azure_api_version")
     return f"{base}{path}?api-version={quote(str(version), safe='')}" if version else base + path
+
+
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
+_KINDS = {
+    "serverless": "https://{}.{}.models.ai.azure.com",
+    "managed": "https://{}.{}.inference.ml.azure.com/score",
+}
+
+
+def foundry_base(options: Mapping[str, Any]) -> str | None:
+    """The address of a deployment that is told by its name, region and kind (CFG-27); None without a name.
+
+    Raises `ProviderError` ``invalid`` for parts that are missing or wrong.
+    """
+    name, region = options.get("azure_endpoint_name"), options.get("azure_region")
+    if not name:
+        return None
+    form = _KINDS.get(str(options.get("azure_deployment_type") or "serverless"))
+    if form is None:
+        raise ProviderError("invalid", "Invalid 'azure_deployment_type': expected 'serverless' or 'managed'.")
+    if not region or not _PART.fullmatch(str(region)) or not _PART.fullmatch(str(name)):
+        said = "Invalid 'azure_endpoint_name' or 'azure_region': expected both, of letters, digits and hyphens."
+        raise ProviderError("invalid", said)
+    return form.format(str(name).lower(), region)
 
 
 def speaks_anthropic(base: str) -> bool:

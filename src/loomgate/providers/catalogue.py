@@ -131,7 +131,6 @@ _ROWS = (
             "azure_foundry_url azure_endpoint_name azure_api_version azure_extra_params azure_region "
             "azure_deployment_name azure_deployment_type".split()
         ),
-        needs=("azure_foundry_url",),
         headers={"extra-parameters": "drop"},
         option_headers={
             "extra-parameters": "azure_extra_params",
@@ -183,9 +182,7 @@ _ROWS = (
         },
         auth="service_account",
         takes=frozenset({"project", "region"}),
-        options=frozenset(
-            "vertex_project_id vertex_region vertex_service_account_json vertex_storage_bucket_name".split()
-        ),
+        options=frozenset({"vertex_project_id", "vertex_region", "vertex_service_account_json"}),
         dialect="vertex-ai",
         models=("google/gemini-*", "publishers/google/models/*"),
     ),
@@ -305,7 +302,6 @@ _ROWS = (
         name="fireworks-ai",
         base_url="https://api.fireworks.ai/inference/v1",
         endpoints={**_at("c t e"), "generate_image": "/image_generation/{model}"},
-        options=frozenset({"fireworks_account_id"}),
         rename=_OLD,
         drop=_PLAIN_TOOLS,
         models=("accounts/fireworks/*",),

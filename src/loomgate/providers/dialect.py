@@ -145,6 +145,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         return _PLACEHOLDER.sub(value, template)
 
 
+def base_of(vendor: Vendor, options: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """The address that the provider data give in place of the row's, and whether it may be any: then it counts as a
+    custom host, and a stored key must not go there on a client's word. None without such data.
+
+    Raises `ProviderError` ``invalid`` for data that make no address.
+    """
+    if vendor.address is not None and (given := options.get(vendor.address)):
+        return str(given), True
+    return (azure.foundry_base(options), False) if vendor.dialect == "azure-ai" else (None, False)
+
+
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 # What a client may put into a host name or a path: nothing that would end it there.
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -131,7 +131,9 @@ class Passes(msgspec.Struct, frozen=True):
                 headers["anthropic-beta"] = beta
         model: str | None = None
         if asked.method not in ("GET", "DELETE", "HEAD"):  # PRX-17
-            headers = {"Content-Type": asked.headers.get("content-type") or "application/json", **headers}
+            kind = asked.headers.get("content-type") or ("application/json" if asked.body or fields else "")
+            if kind:
+                headers = {"Content-Type": kind, **headers}
             if asked.content_type == "application/json":
                 fitted = self._fitted(fields, raw, target)
                 body = raw if raw is not None and fitted is fields else encode(fitted)
