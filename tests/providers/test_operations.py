@@ -161,6 +161,7 @@ def test_what_a_vendor_does_not_offer() -> None:
     for vendor, endpoint in (("anthropic", "embed"), ("groq", "files"), ("jina", "chat"), ("qdrant", "chat")):
         assert operation(target(vendor), endpoint) is None
         assert dialect_of(target(vendor), "m", endpoint) is None
+    assert dialect_of(target("groq"), "m", "count_tokens") is None  # a model that answers does not count
     # played by a dialect: what the client speaks and what the endpoint speaks differ
     for vendor, endpoint in (("anthropic", "chat"), ("groq", "messages"), ("cohere", "complete"), ("groq", "complete")):
         assert operation(target(vendor), endpoint) is None

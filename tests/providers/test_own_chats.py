@@ -616,6 +616,7 @@ def test_anthropics_messages_on_vertex() -> None:
     }
     count = doing.request(Ask(path="/messages/count_tokens", fields=fields), fields, None, to)
     assert count.url == where + "count-tokens:rawPredict"
+    assert operation(to, "count_tokens", "anthropic.claude-x") is doing
     assert operation(to, "messages", "gemini-2.5-flash") is None  # a front plays it
 
 

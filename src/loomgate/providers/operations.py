@@ -56,7 +56,8 @@ _COMPLETIONS: dict[str, Dialect] = {
     "triton": triton.Triton(),
     "workers-ai": workers_ai.WorkersAIPrompt(),
 }
-_PLAYED = frozenset({"chat", "complete", "messages", "count_tokens"})
+_PLAYED = frozenset({"chat", "complete", "messages"})
+_ANTHROPICS = frozenset({"messages", "count_tokens"})
 
 
 def dialect_of(target: Target, model: str | None = None, endpoint: EndpointName = "chat") -> Dialect | None:
@@ -92,11 +93,11 @@ def operation(target: Target, endpoint: EndpointName, model: str | None = None) 
     own = _OWN.get((vendor.name, endpoint))
     if own is not None:
         return own
-    if endpoint in _PLAYED:
-        if endpoint == "messages" and vendor.dialect == "vertex-ai":
+    if endpoint in _PLAYED or endpoint in _ANTHROPICS:
+        if endpoint in _ANTHROPICS and vendor.dialect == "vertex-ai":
             return vertex.MESSAGES if vertex.publisher_of(model) == "anthropic" else None
         speaks = dialect_of(target, model)
-        passes = speaks is _ANTHROPIC if endpoint in ("messages", "count_tokens") else speaks is _OPENAI
+        passes = speaks is _ANTHROPIC if endpoint in _ANTHROPICS else speaks is _OPENAI
         if not passes or (endpoint == "complete" and vendor.dialect == "ai21"):
             return None
     return _PASSES[endpoint]
@@ -125,7 +126,7 @@ class Passes(msgspec.Struct, frozen=True):
         """See `Operation.request`. Exactly ``raw`` is sent when nothing has to be renamed, dropped or filled in, and
         a body that is not JSON always is what the client sent."""
         body, headers = b"", target.own_headers()
-        if self.endpoint in ("messages", "count_tokens"):
+        if self.endpoint in _ANTHROPICS:
             headers["anthropic-version"] = asked.headers.get("anthropic-version") or _ANTHROPIC_VERSION
             if beta := asked.headers.get("anthropic-beta"):
                 headers["anthropic-beta"] = beta
