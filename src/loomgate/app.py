@@ -145,7 +145,7 @@ def provider_config(provider: Provider) -> ProviderConfig:
             raise SettingError(key, f"nothing, since the vendor `{vendor.name}` has no {name}", found)
     return ProviderConfig(
         vendor=provider.vendor,
-        base_url=provider.base_url or None,
+        base_url=provider.base_url or (vendor.local if vendor is not None else None),
         api_key=provider.api_key.reveal() or None,
         project=provider.project or None,
         region=provider.region or None,

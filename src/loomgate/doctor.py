@@ -249,9 +249,10 @@ async def _reach(provider: Provider) -> Finding:
     from msgspec.structs import replace
 
     from loomgate.app import provider_config
-    from loomgate.gateway.chat import dialect_of, target_of
+    from loomgate.gateway.resolve import target_for
     from loomgate.providers.catalogue import CATALOGUE
-    from loomgate.providers.service_account import AccessTokens
+    from loomgate.providers.credentials import Credentials
+    from loomgate.providers.operations import dialect_of
     from loomgate.providers.transport import Timeouts, Transport
     from loomgate.wire.chat import Chat
 
@@ -259,34 +260,39 @@ async def _reach(provider: Provider) -> Finding:
     if row is None:
         todo = f"give [providers.{name}] a `vendor`; `openai-compatible` and a base_url suit most servers"
         return Finding("problem", "Provider", f"{name}: no vendor `{provider.vendor}` in the catalogue", todo)
-    base = provider.base_url or row.base_url
+    base = provider.base_url or row.base_url or row.local
     if not base:
         todo = f"give [providers.{name}] a base_url"
         return Finding("problem", "Provider", f"{name}: the vendor has no address of its own", todo)
-    if row.auth != "optional" and not _has_key(provider):
+    if row.needs_key and not _has_key(provider):
         todo = f'give [providers.{name}] an api_key, for instance api_key = "env:MY_KEY"'
         return Finding("problem", "Provider", f"{name}: no key, and the vendor needs one", todo)
     try:
-        target = target_of(row, base, provider_config(provider))
+        target = target_for(row, base, provider_config(provider))
     except SettingError as error:
         return Finding("problem", "Provider", f"{name}: {error}", "correct the settings")
+    dialect = dialect_of(target, _NO_MODEL)
+    if dialect is None:
+        return Finding("note", "Provider", f"{name}: not asked, since the vendor has no chat")
     site = _site(target.base_url)
     patience = Timeouts(connect=_PATIENCE, first_byte=_PATIENCE, idle=_PATIENCE, total=_PATIENCE)
     transport = Transport()
     try:
-        if row.auth == "service_account":
-            target = await AccessTokens(transport).opened(target, patience, trusted=True)
-        call = replace(dialect_of(row).request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
+        if Credentials.needed(target):
+            target = await Credentials(transport).opened(target, patience, trusted=True)
+        call = replace(dialect.request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
         if target.auth is not None:
             call = target.auth(call)
         async with await transport.send(call, patience) as reply:
-            said = dialect_of(row).error(reply.status, reply.headers, await reply.read(_LONGEST_ANSWER))
+            said = dialect.error(reply.status, reply.headers, await reply.read(_LONGEST_ANSWER))
         if reply.status == 404 and _NO_MODEL in re.split("[/:]", call.url):
             return _answered(name, site, 400)  # what is not there is the model, as expected
         return _answered(name, site, reply.status, refused=said.kind == "auth")
     except ProviderError as error:
         if error.kind == "auth":
             return Finding("problem", "Provider", f"{name}: {error.message}", "replace its api_key")
+        if error.kind == "invalid":
+            return Finding("problem", "Provider", f"{name}: {error.message}", "correct the settings")
         todo = "check base_url and this machine's network"
         return Finding("problem", "Provider", f"{name}: {site} is not reachable: {error.message}", todo)
     finally:

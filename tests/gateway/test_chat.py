@@ -140,7 +140,7 @@ async def test_what_cannot_be_routed() -> None:
     assert await refusal(gateway, "scripted-big") is None
     assert await refusal(gateway, "gpt-4o") is not None
     assert await refusal(gateway, "scriptedly") is not None
-    for name, known in (("nobody", False), ("openai", False), ("ollama", True), ("openai-compatible", False)):
+    for name, known in (("nobody", False), ("openai", False), ("ollama", False), ("openai-compatible", False)):
         assert (await refusal(gateway, "m", Naming(provider=name)) is None) is known
         if not known:
             error = await failure(gateway, "Hi", model="m", upstream=Upstream(kind="provider", name=name))

@@ -12,15 +12,31 @@ from loomgate.wire.chat import Chat, ChatMessage, Finish, TextDelta, ToolCallDel
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+KEYS = {
+    "key": "needed",
+    "optional": "optional",
+    "none": "none",
+    "service_account": "needed, or a service account",
+    "aws": "AWS keys, or a Bedrock key",
+    "entra": "needed, or Microsoft Entra",
+    "oci": "an API signing key",
+}
+
+
 def catalogue_table() -> str:
-    lines = ["| vendor | address | key | sent as | not sent | models |", "|---|---|---|---|---|---|"]
+    heads = ["vendor", "address", "endpoints", "key", "provider data", "sent as", "not sent", "default", "models"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in CATALOGUE.values():
-        address = f"`{row.base_url}`" if row.base_url else "give `base_url`"
+        local = f" (declared without one: `{row.local}`)" if row.local else ""
+        address = f"`{row.base_url}`" if row.base_url else f"give `{row.address or 'base_url'}`{local}"
+        offered = ", ".join(f"`{name}`" for name in row.endpoints if name != "models") or "proxied only"
+        data = ", ".join(f"`{name}`" + ("*" if name in row.needs else "") for name in sorted(row.options))
+        default = f"`{row.default_model}`" if row.default_model else ""
         renamed = ", ".join(f"`{ours}` as `{theirs}`" for ours, theirs in row.rename.items())
         dropped = ", ".join(f"`{name}`" for name in sorted(row.drop))
         models = ", ".join(f"`{pattern}`" for pattern in row.models)
-        key = "optional" if row.auth == "optional" else "needed"
-        lines.append(f"| `{row.name}` | {address} | {key} | {renamed} | {dropped} | {models} |")
+        cells = [f"`{row.name}`", address, offered, KEYS[row.auth], data, renamed, dropped, default, models]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -35,7 +35,9 @@ KEY = "sk-test-000000000000000000"
 
 def target(name: str = "openai", **more: Any) -> Target:
     row = CATALOGUE[name]
-    return Target(vendor=row, base_url=more.pop("base_url", row.base_url), api_key=more.pop("api_key", KEY), **more)
+    return Target(
+        vendor=row, base_url=more.pop("base_url", row.base_url or row.local), api_key=more.pop("api_key", KEY), **more
+    )
 
 
 def sent(call: Chat, to: Target | None = None) -> dict[str, Any]:

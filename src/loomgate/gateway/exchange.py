@@ -13,13 +13,13 @@ from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
-from loomgate.gateway.fronts.front import About, Encoder
+from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
+from loomgate.providers.credentials import Credentials
 from loomgate.providers.dialect import Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.operations import dialect_of, operation, proxied
-from loomgate.providers.service_account import AccessTokens
 from loomgate.providers.transport import Reply, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
@@ -68,7 +68,7 @@ class Exchange:
     def __init__(self, transport: Transport, timeouts: Timeouts) -> None:
         self._transport = transport
         self._timeouts = timeouts
-        self._tokens = AccessTokens(transport)
+        self._credentials = Credentials(transport)
 
     async def send(self, request: Request, resolved: Resolved, effective: Effective, fields: Fields) -> Answer:
         """What the endpoint answers, whatever its status; ``fields`` is the body after the config's params.
@@ -83,8 +83,8 @@ class Exchange:
             timeouts = msgspec.structs.replace(timeouts, first_byte=limit / 1000)
         secrets = target.secrets
         try:
-            if target.vendor.auth == "service_account":
-                target = await self._tokens.opened(target, timeouts, trusted=resolved.vouched)
+            if Credentials.needed(target):
+                target = await self._credentials.opened(target, timeouts, trusted=resolved.vouched)
                 secrets = (*target.secrets, *secrets)
             answer = await self._send(request, resolved, target, effective, fields, timeouts)
             if answer.error is not None:  # an endpoint may repeat what it was sent
@@ -98,8 +98,8 @@ class Exchange:
                     error.kind, masked(error.message, *secrets), status=error.status, retry_after=error.retry_after
                 )
                 answer = failed(request, resolved.provider, told)
-        if answer.status == 401 and resolved.target.vendor.auth == "service_account":
-            self._tokens.forget(secrets[0] if secrets else None)
+        if answer.status == 401 and Credentials.needed(resolved.target):
+            self._credentials.forget(secrets[0] if secrets else None)
         answer.provider = resolved.provider
         answer.model = resolved.model or ""
         return answer
@@ -124,11 +124,11 @@ class Exchange:
         fields: Fields,
         timeouts: Timeouts,
     ) -> Answer:
-        name, vendor = request.endpoint.name, target.vendor
+        name = request.endpoint.name
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
-        doing = None if request.chat is not None else operation(vendor, name)
+        doing = None if request.chat is not None else operation(target, name, resolved.model)
         if doing is not None:
             raw = request.body if fields is request.fields else None
             call = doing.request(request, fields, raw, target)
@@ -142,7 +142,7 @@ class Exchange:
             content_type = reply.headers.get("content-type", "")
             made = doing.answer(body, content_type, fields, target)
             return Answer(200, made.body, headers=[(b"content-type", made.content_type), *_passing(reply)])
-        front, dialect = FRONTS.get(name), dialect_of(target)
+        front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)
         chat = _chat(request, fields)
@@ -154,7 +154,9 @@ class Exchange:
             answer.error = dialect.error(reply.status, reply.headers, said)
             return answer
         about = _about(resolved.provider, chat.model, fields, strict=_strict(request, effective))
-        answer = await self._told(request, _chunks(reply, dialect.decoder(), target.secrets), about, stream=chat.stream)
+        decoder = dialect.decoder()
+        chunks = _chunks(reply, decoder, target.secrets)
+        answer = await self._told(request, chunks, about, stream=chat.stream, decoder=decoder)
         answer.headers += _passing(reply)
         return answer
 
@@ -193,13 +195,22 @@ class Exchange:
         return Answer(reply.status, body, headers=[JSON, *_passing(reply)]), said
 
     async def _told(
-        self, request: Request, chunks: AsyncGenerator[Chunk, None], about: About, *, stream: bool
+        self,
+        request: Request,
+        chunks: AsyncGenerator[Chunk, None],
+        about: About,
+        *,
+        stream: bool,
+        decoder: Decoder | None = None,
     ) -> Answer:
         """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
         first = await anext(chunks)
         told = _with_first(first, chunks)
         if request.chat is not None:
             return Answer(200, chunks=told)
+        if decoder is not None:
+            id = answer_id(decoder.id, about.provider, clock.now())
+            about = msgspec.structs.replace(about, id=id, model=decoder.model or about.model)
         front = FRONTS[request.endpoint.name]
         if stream:
             return Answer(200, stream=_encoded(told, front.encoder(about)), headers=[EVENTS])
@@ -376,9 +387,7 @@ def _forwarded(request: Request, effective: Effective, target: Target) -> dict[s
             made[name] = value
     if target.vendor.name in _OPENAI:
         _set(made, "OpenAI-Beta", given.get("x-portkey-openai-beta") or given.get("openai-beta"))
-        _set(made, "OpenAI-Organization", effective.options.get("openai_organization"))
-        _set(made, "OpenAI-Project", effective.options.get("openai_project"))
-    elif target.vendor.dialect == "anthropic":
+    elif target.vendor.dialect in ("anthropic", "azure-ai"):
         _set(made, "anthropic-beta", given.get("x-portkey-anthropic-beta") or given.get("anthropic-beta"))
         _set(made, "anthropic-version", given.get("x-portkey-anthropic-version") or given.get("anthropic-version"))
     return made

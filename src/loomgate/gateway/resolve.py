@@ -14,16 +14,20 @@ from typing import Any
 
 import msgspec
 
-from loomgate.errors import ApiError, bad_request
+from loomgate.errors import ApiError, ProviderError, bad_request
 from loomgate.gateway import hosts
 from loomgate.gateway.call import Effective, Request
 from loomgate.gateway.config import Budget, GatewayConfig, ProviderConfig, Stored, StoredKey
-from loomgate.providers.bedrock import SIGNING_NAME
-from loomgate.providers.catalogue import CATALOGUE, Vendor
-from loomgate.providers.dialect import Target
+from loomgate.providers.catalogue import CATALOGUE
+from loomgate.providers.dialect import Target, base_of
+from loomgate.providers.vendor import Vendor
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
 
 _MOST_KEYS = 10_000
+
+
+# Provider data that choose an address within the vendor's: a stored key goes only where it was stored for.
+_ADDRESSES = frozenset({"resource_name", "azure_deployment_name", "snowflake_account"})
 
 
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +92,7 @@ class Resolver:
                     "provider.",
                     code="unknown_provider",
                 )
-            return self._made(effective, slug, config, model)
+            return self._made(effective, slug, config, model, stored=True)
         if found.opened is not None and model is not None and not found.opened.allows(model):
             raise bad_request(f"The model '{model[:200]}' is not allowed with '@{slug}'.", "model", "model_not_allowed")
         if effective.custom_host is not None or effective.options:
@@ -120,7 +124,7 @@ class Resolver:
             headers={**base.headers, **found.headers},
             private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
         )
-        made = self._made(effective, found.provider, config, model)
+        made = self._made(effective, found.provider, config, model, stored=True)
         return msgspec.structs.replace(made, stored=slug, budgets=found.budgets, vouched=found.private)
 
     def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
@@ -165,21 +169,32 @@ class Resolver:
 
     # --- endpoints ---
 
-    def _made(self, effective: Effective, name: str, config: ProviderConfig, model: str | None) -> Resolved:
+    def _made(
+        self, effective: Effective, name: str, config: ProviderConfig, model: str | None, *, stored: bool = False
+    ) -> Resolved:
+        """``stored``: the key is one that the request only names."""
         vendor = CATALOGUE.get(config.vendor)
         if vendor is None:
             raise bad_request(
                 f"The provider '{name}' names an unknown vendor '{config.vendor}'.", code="unknown_provider"
             )
-        base_url, public_only = config.base_url or vendor.base_url, not config.private
-        if effective.custom_host is not None:
-            if effective.virtual_key is not None or (effective.provider or "").startswith("@"):
+        options = {**config.options, **effective.options} if effective.options else config.options
+        given, free = _address(vendor, options)
+        base_url, public_only = config.base_url or given or vendor.base_url, not config.private
+        chosen = effective.custom_host
+        if chosen is None and free and vendor.address in effective.options:
+            chosen = given
+        addressing = _ADDRESSES & effective.options.keys() if effective.options else ()
+        if chosen is not None or addressing:
+            if stored or (config.api_key is not None and effective.api_key is None):
                 raise bad_request(
-                    "A custom host cannot be combined with a stored key: it would receive the secret. Send the "
-                    "provider's key in the Authorization header, or store the address with the virtual key.",
+                    f"{'An address' if chosen is None else 'A custom host'} cannot be combined with a stored key: it "
+                    "would receive the secret. Send the provider's key in the Authorization header, or store the "
+                    "address with the virtual key.",
                     code="invalid_custom_host",
                 )
-            base_url = hosts.check(effective.custom_host, self._config.trusted)
+        if chosen is not None:
+            base_url = hosts.check(chosen, self._config.trusted)
             public_only = not hosts.is_trusted(base_url, self._config.trusted)
         if base_url is None:
             raise bad_request(
@@ -188,9 +203,8 @@ class Resolver:
             )
         if not re.match(r"https?://[^/\s]+", base_url):
             raise bad_request(f"The base_url of the provider '{name}' is not an http(s) address.")
-        options = {**config.options, **effective.options} if effective.options else config.options
         aws = config.aws or _aws(options)
-        if vendor.auth not in ("optional", "none") and not config.api_key and aws is None:
+        if vendor.needs_key and not config.api_key and aws is None and not vendor.proves(options):
             raise ApiError(
                 401,
                 f"There is no API key for the provider '{name}'. Send it in the Authorization header, or name a "
@@ -199,6 +213,13 @@ class Resolver:
             )
         target = target_of(vendor, base_url, config, aws, options, public_only=public_only)
         return Resolved(provider=vendor.name, target=target, config=config, model=model)
+
+
+def _address(vendor: Vendor, options: Mapping[str, Any]) -> tuple[str | None, bool]:
+    try:
+        return base_of(vendor, options)
+    except ProviderError as error:
+        raise bad_request(error.message, code="invalid_value") from None
 
 
 def _has_secrets(effective: Effective) -> bool:
@@ -213,6 +234,12 @@ def _aws(given: Mapping[str, Any]) -> AwsKeys | None:
         secret_access_key=str(given["aws_secret_access_key"]),
         session_token=str(given["aws_session_token"]) if given.get("aws_session_token") else None,
     )
+
+
+def target_for(vendor: Vendor, base_url: str, config: ProviderConfig) -> Target:
+    """Where calls by the operator's own ``config`` go; ``base_url`` is the configured one or the row's."""
+    aws = config.aws or _aws(config.options)
+    return target_of(vendor, base_url, config, aws, config.options, public_only=not config.private)
 
 
 def target_of(
@@ -234,7 +261,7 @@ def target_of(
         region = region or region_of(base_url) or DEFAULT_REGION
         base_url = base_url.replace("{region}", region)
         if aws is not None:
-            auth = SigV4(keys=aws, region=region, service=SIGNING_NAME)
+            auth = SigV4(keys=aws, region=region, service=vendor.service or vendor.name)
     return Target(
         vendor=vendor,
         base_url=base_url,

@@ -19,6 +19,7 @@ from loomgate.providers import models
 from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.gemini_answer import AnswerDecoder, failure
 from loomgate.providers.gemini_schema import google_schema
+from loomgate.providers.google_cloud import regional, versioned
 from loomgate.providers.parts import document, effort, encoded, named_type, own_words, spoken, texts_only
 from loomgate.wire.chat import (
     AudioPart,
@@ -298,7 +299,7 @@ class Gemini:
         path = model if model.startswith(("models/", "tunedModels/")) else "models/" + model
         _check_name(model, path)
         auth = {"x-goog-api-key": target.api_key} if target.api_key else {}
-        return _versioned(target.base_url, "v1beta") + path, _headers(target, **auth)
+        return versioned(target.base_url, "v1beta") + path, _headers(target, **auth)
 
 
 class VertexAI(Gemini):
@@ -319,32 +320,15 @@ class VertexAI(Gemini):
         path = "publishers/google/models/" + name
         if target.project is None:
             auth = {"x-goog-api-key": target.api_key} if target.api_key else {}
-            return _versioned(target.base_url, "v1beta1") + path, _headers(target, **auth)
+            return versioned(target.base_url, "v1beta1") + path, _headers(target, **auth)
         region = target.region or "global"
-        base = target.base_url if target.base_url != target.vendor.base_url else _regional(target.base_url, region)
+        base = target.base_url if target.base_url != target.vendor.base_url else regional(target.base_url, region)
         auth = {"Authorization": "Bearer " + target.api_key} if target.api_key else {}
         place = f"projects/{target.project}/locations/{region}/"
-        return _versioned(base, "v1beta1") + place + path, _headers(target, **auth)
+        return versioned(base, "v1beta1") + place + path, _headers(target, **auth)
 
 
 _OTHER_PUBLISHERS = ("anthropic.", "meta.", "mistralai.", "endpoints.")
-_MULTI_REGIONS = ("eu", "us")
-
-
-def _regional(base: str, region: str) -> str:
-    """The address of a region, from the one that serves them all."""
-    if region == "global":
-        return base
-    host = base.removeprefix("https://")
-    if region in _MULTI_REGIONS:
-        return "https://" + host.replace(".googleapis", f".{region}.rep.googleapis", 1)
-    return f"https://{region}-{host}"
-
-
-def _versioned(base: str, version: str) -> str:
-    """``base`` with the version of the API and a slash behind it; one that has a version keeps it."""
-    base = base.rstrip("/")
-    return base + "/" if re.search(r"/v\d\w*$", base) else f"{base}/{version}/"
 
 
 def _check_name(model: str, path: str) -> None:

@@ -173,6 +173,10 @@ class OpenAI:
         Raises `ProviderError` ``invalid`` for what this dialect cannot say.
         """
         body = fields_of(call, target.vendor.name)
+        if not target.vendor.developer:
+            for message in body["messages"]:
+                if message["role"] == "developer":
+                    message["role"] = "system"
         drop = target.vendor.drop | target.drop
         if "tool_choice" in drop and call.tool_choice == "none":
             body.pop("tools", None)  # the only way left to say it
@@ -182,10 +186,8 @@ class OpenAI:
         for name in drop:
             body.pop(name, None)
         accept = "text/event-stream" if call.stream else "application/json"
-        headers = {"Content-Type": "application/json", "Accept": accept}
-        if target.api_key:
-            headers["Authorization"] = "Bearer " + target.api_key
-        return HttpCall(target.url, {**headers, **target.headers}, encoded(lambda: body))
+        headers = {"Content-Type": "application/json", "Accept": accept, **target.own_headers()}
+        return HttpCall(target.endpoint_url("chat", call.model, call.user), headers, encoded(lambda: body))
 
     def decoder(self) -> "AnswerDecoder":
         """A fresh decoder for one answer."""

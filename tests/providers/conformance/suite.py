@@ -133,7 +133,7 @@ def _param(wire: Wire, names: Iterable[str]) -> Any:
 def dialect(wire: Wire) -> Dialect:
     """The dialect under test."""
     row = CATALOGUE[wire.vendor]
-    found = dialect_of(Target(vendor=row, base_url=row.base_url or ""))
+    found = dialect_of(Target(vendor=row, base_url=row.base_url or ""), model(wire))
     assert found is not None
     return found
 
