@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loomgate.gateway.saved import Saved
@@ -307,6 +308,21 @@ def test_a_provider_made_from_the_operators_integration_uses_its_key(declaring: 
     lent = opened(declaring, "acme", "lent")
     assert lent is not None
     assert (lent.secret, lent.options) == ("sk-operators-own-0123456789", {"openai_organization": "org-house"})
+
+
+def test_an_operators_key_never_goes_to_an_address_of_a_workspace(make_server: Callable[..., Server]) -> None:
+    """A keyless integration of the workspace, whose name the operator uses later for a provider."""
+    before = make_server()
+    body = {"name": "x", "ai_provider_id": "bedrock", "slug": "bedrock",
+            "configurations": {"custom_host": "https://evil.example", "aws_access_key_id": "AKIA0123456789",
+                               "aws_secret_access_key": "mine-0123456789", "aws_region": "x"}}  # fmt: skip
+    Client(before.url, headers={}).post("/integrations", body)
+    provider = Provider(name="bedrock", vendor="bedrock", api_key=Secret("sk-operators-own-0123456789"))
+    after = msgspec.structs.replace(before.settings, providers={"bedrock": provider})
+    found = before.run(Saved(before.store, after).virtual_key("default", "bedrock"))
+    assert found is not None
+    assert found.base_url == "https://evil.example"
+    assert "operators" not in found.secret + str(found.options)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from loomgate.wire.admin import Actions, BadData, Check, provider_data
 from loomgate.wire.policy import Config
 
 _NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
+_DEEPEST = 100
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
@@ -47,16 +48,14 @@ class Saved:
         """
         declared = self.settings.virtual_keys.get(slug)
         if declared is not None and declared.workspace == workspace:
-            return opened(declared_key(declared, self.settings), None)
+            return msgspec.structs.replace(opened(declared_key(declared, self.settings), None), lent=False)
         found = await self.store.virtual_keys.get(workspace, slug)
         if found is None or found.expired():
             return None
-        if found.integration is None or found.secret or found.provider != found.integration:
+        if not found.lent:
             return found
-        operators = self.settings.providers.get(found.integration)
-        if operators is None:
-            return found if await self.store.integrations.find(workspace, found.integration) else None
-        return _with_operators(found, operators)
+        operators = self.settings.providers.get(found.integration or "")
+        return None if operators is None else _with_operators(found, operators)
 
     async def config(self, workspace: str, slug: str) -> Document | None:
         """The config ``slug`` of ``workspace``; ``None`` when there is none, or it is archived."""
@@ -90,6 +89,7 @@ class Saved:
     async def check_config(self, workspace: str, config: dict[str, Any], where: str = "config") -> None:
         """Raises a 400 `ApiError` for a config that is none, that names what does not exist in ``workspace``, or that
         has a mask where a secret belongs."""
+        check_depth(config, f"'{where}'")
         decoded(config, where)
         if (path := masked_path(config, where)) is not None:
             raise still_masked(path)
@@ -122,6 +122,22 @@ class Saved:
         return slug in self.settings.providers or await self.virtual_key(workspace, slug) is not None
 
 
+def check_depth(value: object, where: str) -> None:
+    """Raises a 400 `ApiError` for what is nested so deeply that no mistake of a person makes it so."""
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += cast("dict[str, object]", item).values()
+            elif isinstance(item, list):
+                below += cast("list[object]", item)
+        if not below:
+            return
+        level = below
+    raise bad_request(f"Invalid {where}: expected values nested at most {_DEEPEST} deep.", code="invalid_value")
+
+
 def decoded(config: dict[str, Any], where: str = "config") -> Config:
     """``config`` as what it is. Raises a 400 `ApiError` that says what is wrong, and where in ``where``."""
     try:
@@ -141,6 +157,7 @@ def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> dict[str
 
 def check_guardrail(body: dict[str, Any]) -> None:
     """Raises a 400 `ApiError` for a guardrail that cannot be saved."""
+    check_depth(body, "guardrail")
     if not body["checks"]:
         raise bad_request("Invalid 'checks': expected at least one check.", "checks", "invalid_value")
     if (path := masked_path(body)) is not None:
@@ -242,8 +259,18 @@ def operators_data(provider: Provider, *, secrets: bool) -> dict[str, Any]:
 
 
 def _with_operators(key: Opened, provider: Provider) -> Opened:
+    # All of it is the operator's: its key must not travel to an address that a workspace chose.
     data = provider_data(operators_data(provider, secrets=True))
-    return msgspec.structs.replace(key, secret=provider.api_key.reveal(), options=data.options, trusted=True)
+    return msgspec.structs.replace(
+        key,
+        provider=provider.name,
+        secret=provider.api_key.reveal(),
+        base_url=None,
+        options=data.options,
+        headers={},
+        trusted=True,
+        lent=False,
+    )
 
 
 def declared_config(declared: DeclaredConfig) -> Document:

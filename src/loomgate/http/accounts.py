@@ -236,7 +236,7 @@ async def add(call: Call, account: Account, param: str = "slug") -> Account:
 
 async def create_virtual_key(call: Call) -> Answer:
     """``POST /virtual-keys``."""
-    data, rest = split(decode(call.body, Data))
+    data, rest = split(admin.body(call, Data))
     request = _converted(rest, CreateVirtualKey)
     admin.check_workspace(call, request.workspace_id)
     admin.no_mappings(request.secret_mappings)
@@ -273,7 +273,7 @@ def _converted(fields: Data, type: type[_T]) -> _T:
 
 async def create_provider(call: Call) -> Answer:
     """``POST /providers``."""
-    request = decode(call.body, CreateProvider)
+    request = admin.body(call, CreateProvider)
     admin.check_workspace(call, request.workspace_id)
     provider, slug = await _integration(call, request.integration_id)
     made = await add(
@@ -313,7 +313,7 @@ async def _integration(call: Call, key: str) -> tuple[str, str]:
 async def update_virtual_key(call: Call) -> Answer:
     """``PUT /virtual-keys/{slug}``."""
     row, declared = await _find(call, "virtual key")
-    data, rest = split(decode(call.body, Data))
+    data, rest = split(admin.body(call, Data))
     request = _converted(rest, UpdateVirtualKey)
     _check_change(row, declared, request.slug)
     admin.no_mappings(request.secret_mappings)
@@ -342,7 +342,7 @@ async def update_virtual_key(call: Call) -> Answer:
 async def update_provider(call: Call) -> Answer:
     """``PUT /providers/{slug}``."""
     row, declared = await _find_writable(call)
-    request = decode(call.body, UpdateProvider)
+    request = admin.body(call, UpdateProvider)
     _check_change(row, declared, request.slug)
     await _change(call, row, request, lambda before: before)
     return admin.answer({"id": row.id, "slug": row.slug, "object": "provider"})

@@ -7,23 +7,31 @@ import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from loomgate import clock
 from loomgate.errors import ApiError, bad_request
-from loomgate.gateway.saved import Saved, stable_id
+from loomgate.gateway.saved import Saved, check_depth, stable_id
 from loomgate.http import query
+from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import out_of_range, shortened, wrong_type
 from loomgate.wire.admin import RateLimit, RateLimits, UsageLimits
 
 Shown = dict[str, Any]
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _MOST = 1000  # rows of a page
 ORGANISATION = stable_id("organisation")  # there is one: this server
+
+
+def body(call: Call, type: type[T]) -> T:
+    """The body as ``type``. Raises a 400 `ApiError`, also for one that is nested too deeply to be walked through."""
+    check_depth(decode(call.body, Shown), "body")
+    return decode(call.body, type)
 
 
 def saved(call: Call) -> Saved:

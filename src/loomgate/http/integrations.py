@@ -14,7 +14,6 @@ from loomgate.errors import bad_request
 from loomgate.gateway.saved import declared_integration, still_masked
 from loomgate.http import admin, query
 from loomgate.http.accounts import add, check_data, check_secret, known_provider
-from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
 from loomgate.providers.catalogue import CATALOGUE
@@ -136,7 +135,7 @@ async def get(call: Call) -> Answer:
 
 async def create(call: Call) -> Answer:
     """``POST /integrations``: the integration and, unless told otherwise, a provider made from it."""
-    request = decode(call.body, CreateIntegration)
+    request = admin.body(call, CreateIntegration)
     admin.check_workspace(call, request.workspace_id)
     admin.no_mappings(request.secret_mappings)
     if request.pricing_adjustments:
@@ -199,7 +198,7 @@ async def _default_provider(call: Call, row: Account, slug: str) -> Account:
 async def update(call: Call) -> Answer:
     """``PUT /integrations/{slug}``. A masked secret that comes back stands for the secret it masks."""
     row = await _own(call)
-    request = decode(call.body, UpdateIntegration)
+    request = admin.body(call, UpdateIntegration)
     admin.check_slug(request.slug, row.slug)
     admin.no_mappings(request.secret_mappings)
     if request.pricing_adjustments:
@@ -277,7 +276,7 @@ def _model(model: ModelAccess) -> admin.Shown:
 async def update_models(call: Call) -> Answer:
     """``PUT /integrations/{slug}/models``: models that are not named stay as they are."""
     row = await _own(call)
-    request = decode(call.body, UpdateModels)
+    request = admin.body(call, UpdateModels)
     for at, model in enumerate(request.models):
         if model.pricing_config:
             raise admin.unsupported(f"models[{at}].pricing_config", _PRICES)
@@ -337,7 +336,7 @@ async def page_workspaces(call: Call) -> Answer:
 async def update_workspaces(call: Call) -> Answer:
     """``PUT /integrations/{slug}/workspaces``: whether the caller's own workspace may use it, and how much."""
     row = await _own(call)
-    request = decode(call.body, UpdateWorkspaces)
+    request = admin.body(call, UpdateWorkspaces)
     if request.global_workspace_access is not None and request.global_workspace_access.enabled:
         raise admin.unsupported(
             "global_workspace_access",

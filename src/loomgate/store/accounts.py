@@ -82,9 +82,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual key ready for use: never logged, never shown.
 
     ``provider`` is a vendor of the catalogue or a provider that the settings declare; ``options`` are provider data
-    under their config names (GATEWAY CFG-27). With ``integration`` and no ``secret`` the key is that of the provider of
-    this name in the settings. ``base_url`` may only be a private address if ``trusted``. ``budgets``: its own limits
-    and its integration's. ``models``: which models it may call, by name; for all others ``all_models`` says it.
+    under their config names (GATEWAY CFG-27). ``lent``: the integration is not stored, so it is the provider of this
+    name in the settings, and the secret is that one's. ``base_url`` may only be a private address if ``trusted``.
+    ``budgets``: its own limits and its integration's. ``models``: which models it may call, by name; for all others
+    ``all_models`` says it.
     """
 
     provider: str
@@ -93,6 +94,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     slug: str = ""
     id: str = ""
     integration: str | None = None
+    lent: bool = False
     options: Mapping[str, Any] = {}
     headers: Mapping[str, str] = {}
     budgets: tuple[Budget, ...] = ()
@@ -125,6 +127,7 @@ def opened(account: Account, integration: Account | None) -> Opened:
         slug=account.slug,
         id=account.id,
         integration=account.integration,
+        lent=account.integration is not None and integration is None,
         options=data.options,
         headers=data.headers,
         budgets=tuple(
