@@ -11,7 +11,7 @@ import pytest
 from loomgate.gateway.saved import Saved
 from loomgate.settings import Provider, Secret, Tree, VirtualKey
 from loomgate.store.accounts import Opened
-from loomgate.wire.admin import RateLimit, UsageLimits
+from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 from tests.support import gateway_schema
 from tests.support.server import Client, Server
 
@@ -89,7 +89,7 @@ def test_the_admin_routes_are_below_v1_only(server: Server, admin: Client) -> No
 @pytest.mark.behaviour("AUTH-02", "AUTH-08", "RH-03")
 def test_a_virtual_keys_life(server: Server, admin: Client) -> None:
     workspace = workspace_of(admin)
-    limits = {"credit_limit": 10, "periodic_reset": "monthly", "alert_threshold": 9}
+    limits = {"type": "cost", "credit_limit": 10, "periodic_reset": "monthly", "alert_threshold": 9}
     body = {
         "name": "My first Key!",
         "provider": "openai",
@@ -113,8 +113,11 @@ def test_a_virtual_keys_life(server: Server, admin: Client) -> None:
     assert found is not None
     assert (found.provider, found.secret, found.trusted) == ("openai", SECRET, False)
     (budget,) = found.budgets
-    assert budget.usage_limits == UsageLimits(credit_limit=10, periodic_reset="monthly", alert_threshold=9)
-    assert budget.rate_limits == [RateLimit(type="requests", unit="rpm", value=696)]
+    assert budget.id == f"{workspace}/{slug}"
+    assert budget.limits == KeyLimits(
+        usage_limits=UsageLimits(credit_limit=10, periodic_reset="monthly", alert_threshold=9),
+        rate_limits=(RateLimit(type="requests", unit="rpm", value=696),),
+    )
 
     admin.put(f"/virtual-keys/{slug}", {"slug": slug, "name": "second", "key": "sk-new-0123456789", "note": None})
     found = opened(server, workspace, slug)

@@ -16,7 +16,7 @@ from loomgate.store.accounts import About, Account
 from loomgate.store.configs import MOST_VERSIONS, Document
 from loomgate.store.database import Database, Statement, connect
 from loomgate.store.seal import Sealer
-from loomgate.wire.admin import RateLimit, UsageLimits
+from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -134,8 +134,10 @@ class TestAccounts:
     async def test_everything_comes_back_as_it_was_stored(self, store: Store, tmp_path: Path) -> None:
         about = About(
             note="n",
-            usage_limits=UsageLimits(credit_limit=5, type="tokens", periodic_reset="weekly"),
-            rate_limits=[RateLimit(type="requests", unit="rpm", value=3)],
+            limits=KeyLimits(
+                usage_limits=UsageLimits(credit_limit=5, type="tokens", periodic_reset="weekly"),
+                rate_limits=(RateLimit(type="requests", unit="rpm", value=3),),
+            ),
             expires_at=clock.timestamp() + 60,
         )
         given = Account(

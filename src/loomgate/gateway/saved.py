@@ -75,15 +75,17 @@ class Saved:
         """The guardrail ``slug`` of ``workspace`` (GATEWAY GR-03); its body is the long form of CFG-23."""
         declared = self.settings.guardrails.get(slug)
         if declared is not None and declared.workspace == workspace:
-            return declared_guardrail(declared)
-        return await self.store.guardrails.get(workspace, slug)
+            return _in_use(declared_guardrail(declared))
+        found = await self.store.guardrails.get(workspace, slug)
+        return None if found is None else _in_use(found)
 
     async def guardrails(self, workspace: str) -> dict[str, dict[str, Any]]:
         """The bodies of all guardrails of ``workspace`` by slug."""
-        found = {row.slug: row.body for row in await self.store.guardrails.list(workspace) if row.status == "active"}
+        stored = await self.store.guardrails.list(workspace)
+        found = {row.slug: _in_use(row).body for row in stored if row.status == "active"}
         for slug, declared in self.settings.guardrails.items():
             if declared.workspace == workspace:
-                found[slug] = declared_guardrail(declared).body
+                found[slug] = _in_use(declared_guardrail(declared)).body
         return found
 
     async def check_config(self, workspace: str, config: dict[str, Any], where: str = "config") -> None:
@@ -282,6 +284,14 @@ def declared_guardrail(declared: DeclaredGuardrail) -> Document:
     """A guardrail of the file."""
     body = {"id": declared.slug, **declared.guardrail.reveal()}
     return _declared("guardrail", declared.workspace, declared.slug, body, default=False)
+
+
+def _in_use(guardrail: Document) -> Document:
+    """Without the names that its checks have for people: CFG-23 knows none."""
+    checks = [
+        {name: value for name, value in check.items() if name != "name"} for check in guardrail.body.get("checks", ())
+    ]
+    return msgspec.structs.replace(guardrail, body={**guardrail.body, "checks": checks})
 
 
 def _declared(kind: str, workspace: str, slug: str, body: dict[str, Any], *, default: bool) -> Document:

@@ -30,6 +30,7 @@ from loomgate.wire.admin import (
     canonical,
     provider_data,
 )
+from loomgate.wire.limits import KeyLimits
 
 Data = dict[str, Any]
 _T = TypeVar("_T")
@@ -93,14 +94,14 @@ def _common(call: Call, row: Account, *, declared: bool) -> admin.Shown:
         "slug": row.slug,
         "name": row.name,
         "note": about.note,
-        "rate_limits": [msgspec.to_builtins(limit) for limit in about.rate_limits] or None,
+        "rate_limits": admin.shown_rates(about.limits.rate_limits),
         "reset_usage": None,
         "workspace_id": admin.workspace_id(call.workspace),
         "organisation_id": admin.ORGANISATION,
         "read_only": declared,
     }
-    if about.usage_limits is not None:
-        shown["usage_limits"] = msgspec.to_builtins(about.usage_limits)
+    if about.limits.usage_limits is not None:
+        shown["usage_limits"] = admin.shown_usage(about.limits.usage_limits)
     if about.expires_at is not None:
         shown["expires_at"] = admin.moment(about.expires_at)
     if not declared:
@@ -247,8 +248,7 @@ async def create_virtual_key(call: Call) -> Answer:
         raise still_masked("key")
     about = About(
         note=request.note,
-        usage_limits=admin.usage_limits(request.usage_limits),
-        rate_limits=admin.rate_limits(request.rate_limits),
+        limits=admin.limits(KeyLimits(), request),
         expires_at=admin.timestamp_of(request.expires_at, "expires_at", future=True),
     )
     made = await add(
@@ -286,8 +286,7 @@ async def create_provider(call: Call) -> Answer:
             name=request.name,
             about=About(
                 note=request.note,
-                usage_limits=admin.usage_limits(request.usage_limits),
-                rate_limits=admin.rate_limits(request.rate_limits),
+                limits=admin.limits(KeyLimits(), request),
                 expires_at=admin.timestamp_of(request.expires_at, "expires_at", future=True),
             ),
         ),
@@ -369,10 +368,6 @@ async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdatePr
     changes: dict[str, Any] = {}
     if request.note is not UNSET:
         changes["note"] = request.note
-    if request.usage_limits is not UNSET:
-        changes["usage_limits"] = admin.usage_limits(request.usage_limits)
-    if request.rate_limits is not UNSET:
-        changes["rate_limits"] = admin.rate_limits(request.rate_limits)
     if request.expires_at is not UNSET:
         changes["expires_at"] = admin.timestamp_of(request.expires_at, "expires_at", future=True)
     if request.reset_usage:
@@ -381,7 +376,7 @@ async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdatePr
 
     def change(before: Account) -> Account:
         after: Account = further(before)
-        about = msgspec.structs.replace(after.about, **changes)
+        about = msgspec.structs.replace(after.about, limits=admin.limits(after.about.limits, request), **changes)
         return msgspec.structs.replace(after, about=about, name=before.name if name is UNSET else name)
 
     if await call.engine.store.virtual_keys.change(call.workspace, row.slug, change) is None:

@@ -48,7 +48,7 @@ class Application:
             for path, methods in _by_path(ROUTES).items()
         ]
         routes += [
-            Route("/v1" + path, _Endpoint(self, "openai", methods, admin=True))
+            Route("/v1" + path, _Endpoint(self, "portkey", methods, admin=True))
             for path, methods in _by_path(ADMIN_ROUTES).items()
         ]
         routes.append(Route("/healthz", _Health(self, ready=False)))
@@ -74,7 +74,7 @@ def _by_path(rows: list[Row]) -> dict[str, dict[str, Handler]]:
 class _Endpoint:
     """One path: its handlers by method; ``methods`` is ``None`` for every path that does not exist.
 
-    ``admin``: only keys of that role are let in, no beta header is asked for, and errors are told in both forms.
+    ``admin``: only keys of that role are let in, and errors are told in both forms.
     """
 
     def __init__(
@@ -141,11 +141,12 @@ class _Endpoint:
         trace = headers.get(b"x-portkey-trace-id")
         if trace is not None:
             reply.extra.append((b"x-portkey-trace-id", trace))
-        caller = await auth.caller(scope, headers, azure=self._dialect != "openai", upstream=not self._admin)
+        caller = await auth.caller(
+            scope, headers, azure=self._dialect.startswith("azure"), upstream=self._dialect != "portkey"
+        )
         reply.organization = caller.workspace
         raw_query: bytes = scope["query_string"]
-        if not self._admin:
-            _check_version(self._dialect, headers, scope, raw_query)
+        _check_version(self._dialect, headers, scope, raw_query)
         body = b""
         if method in ("POST", "PUT"):
             body = await _read(receive, headers, application.settings.max_body_bytes)
@@ -239,7 +240,8 @@ def _check_version(dialect: Dialect, headers: Mapping[bytes, bytes], scope: Scop
         # A header may come in several lines, each with several items; Portkey has a name of its own for it (RH-19).
         names = (b"openai-beta", b"x-portkey-openai-beta")
         items = [item.strip() for name, value in scope["headers"] if name in names for item in value.split(b",")]
-    if b"assistants=v2" not in items and (dialect == "openai" or b"assistants=v1" in items):
+    wanted = dialect == "openai" or (b"assistants=v1" in items and dialect != "portkey")
+    if b"assistants=v2" not in items and wanted:
         if b"assistants=v1" in items:
             message = "The v1 Assistants API has been deprecated."
         else:

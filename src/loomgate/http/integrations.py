@@ -22,11 +22,9 @@ from loomgate.store.accounts import About, Account
 from loomgate.wire.admin import (
     CreateIntegration,
     ModelAccess,
-    OneUsageLimits,
     UpdateIntegration,
     UpdateModels,
     UpdateWorkspaces,
-    UsageLimits,
     WorkspaceAccess,
 )
 
@@ -322,13 +320,13 @@ async def delete_models(call: Call) -> Answer:
 async def page_workspaces(call: Call) -> Answer:
     """``GET /integrations/{slug}/workspaces``: there is one, the caller's own."""
     row, _ = await _find(call)
-    about = row.about
+    about, usage = row.about, row.about.limits.usage_limits
     shown: admin.Shown = {
         "id": admin.workspace_id(call.workspace),
         "name": call.workspace,
         "enabled": about.enabled,
-        "usage_limits": None if about.usage_limits is None else [msgspec.to_builtins(about.usage_limits)],
-        "rate_limits": [msgspec.to_builtins(limit) for limit in about.rate_limits] or None,
+        "usage_limits": None if usage is None else [admin.shown_usage(usage)],
+        "rate_limits": admin.shown_rates(about.limits.rate_limits),
     }
     return admin.answer({"object": "list", "total": 1, "workspaces": [shown]})
 
@@ -361,18 +359,11 @@ async def update_workspaces(call: Call) -> Answer:
 
 async def _give(call: Call, row: Account, access: WorkspaceAccess, at: int) -> None:
     changes: Data = {"enabled": access.enabled}
-    if access.usage_limits is not UNSET:
-        changes["usage_limits"] = admin.usage_limits(_first(access.usage_limits), f"workspaces[{at}].usage_limits")
-    if access.rate_limits is not UNSET:
-        changes["rate_limits"] = admin.rate_limits(access.rate_limits)
     if access.reset_usage:
         changes["usage_since"] = clock.timestamp()
 
     def change(before: Account) -> Account:
-        return msgspec.structs.replace(before, about=msgspec.structs.replace(before.about, **changes))
+        limits = admin.limits(before.about.limits, access, f"workspaces[{at}].")
+        return msgspec.structs.replace(before, about=msgspec.structs.replace(before.about, limits=limits, **changes))
 
     await call.engine.store.integrations.change(call.workspace, row.slug, change)
-
-
-def _first(given: OneUsageLimits) -> UsageLimits | None:
-    return (given[0] if given else None) if isinstance(given, list) else given

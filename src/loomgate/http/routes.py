@@ -9,8 +9,9 @@ from loomgate.http import accounts, assistants, configs, integrations, runs, thr
 from loomgate.http.call import Handler
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
-# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1: neither (Azure's newer form).
-Dialect = Literal["openai", "azure", "azure-v1"]
+# openai: the beta header is required. azure: it is not, but ``api-version`` is. azure-v1 (Azure's newer form) and
+# portkey: neither.
+Dialect = Literal["openai", "azure", "azure-v1", "portkey"]
 
 
 class Row(NamedTuple):
