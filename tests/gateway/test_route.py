@@ -494,7 +494,8 @@ async def test_conditional_targets_are_not_left_out() -> None:
         "cb_config": OPENING,
     }
     assert await fail(config, router, 4) == [["targets[0]"]] * 4
-    outer = {**tree("fallback", config, TARGET), "cb_config": OPENING}
+    inner = tree("conditional", {"name": "a", **TARGET}, conditions=[{"query": {}, "then": "a"}])
+    outer = {**tree("fallback", inner, TARGET), "cb_config": OPENING}
     assert (await fail(outer, router, 4))[-1] == ["targets[0].targets[0]", "targets[1]"]
 
 
@@ -542,13 +543,21 @@ async def test_stateful_paths_are_not_balanced_over_accounts(path: str) -> None:
 async def test_stateful_paths_stick_for_good_in_every_process() -> None:
     users = [str(number) for number in range(200)]
     time = Time()
-    first = [await drawn(STICKY, Router(now=time), at("/threads", user=user)) for user in users]
+    first = [await drawn(STICKY, Router(now=time), at("/threads", user=user)) for user in users]  # a process each
     assert {first.count(target) > 20 for target in range(4)} == {True}  # spread over all
     time.now += 1e9
     failing = {**STICKY, "cb_config": OPENING}
     router = Router()
     await fail(failing, router, 4)
     assert [await drawn(STICKY, router, at("/threads/t/messages", user=user)) for user in users] == first
+
+
+@pytest.mark.behaviour("PRX-11")
+async def test_a_circuit_does_not_send_stateful_paths_to_another_account() -> None:
+    router = Router()
+    config = {**tree("fallback", TARGET, TARGET), "cb_config": OPENING}
+    assert (await fail(config, router, 3))[-1] == ["targets[1]"]
+    assert (await fail(config, router, 1, request=at("/threads/t"))) == [["targets[0]", "targets[1]"]]
 
 
 @pytest.mark.behaviour("PRX-12")

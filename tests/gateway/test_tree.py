@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loomgate.errors import ApiError
+from loomgate.gateway import tree
 from loomgate.gateway.call import Effective, Node
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.tree import Guardrails, compile_config, compile_naming, needs_headers, split_model
@@ -309,12 +310,15 @@ def test_a_config_that_names_no_provider_takes_it_from_the_headers() -> None:
 
 @pytest.mark.behaviour("CFG-34", "AUTH-02")
 def test_a_target_whose_model_names_its_provider_takes_nothing_from_the_headers() -> None:
-    naming = Naming(provider="openai", api_key="k")
-    config = single({"override_params": {"model": "@slug/gpt-4o"}}, {"override_params": {"model": "gpt-4o"}})
-    first, second = named_by(naming, config)
-    assert (first.provider, first.api_key) == (None, None)
-    assert not needs_headers(first)
-    assert (second.provider, second.api_key) == ("openai", "k")
+    config = single(
+        {"override_params": {"model": "@slug/gpt-4o"}}, {"override_params": {"model": "gpt-4o"}}, {"virtual_key": "vk"}
+    )
+    for naming in (Naming(provider="openai", api_key="k"), Naming(provider="openai", api_key="k", request_timeout=5)):
+        first, second, third = named_by(naming, config)
+        assert (first.provider, first.api_key) == (None, None)
+        assert not needs_headers(first)
+        assert (second.provider, second.api_key) == ("openai", "k")
+        assert (third.provider, third.virtual_key, third.api_key) == (None, "vk", None)
 
 
 @pytest.mark.behaviour("CFG-24")
@@ -403,14 +407,34 @@ def test_a_compiled_config_is_used_as_it_is() -> None:
     assert leaves(node)[0].request_timeout is None
 
 
+def test_a_config_is_compiled_once_for_each_kind_of_compiling() -> None:
+    text = '{"provider": "openai", "input_guardrails": ["a"]}'
+    config = decode_config(text)
+    assert decode_config(text) is config
+    assert compile_config(config) is compile_config(config)
+    assert leaves(compile_config(config))[0].before == ()
+    assert leaves(compile_config(config, named))[0].before == ("a",)
+    again = decode_config(text, where="config 'x'")
+    assert (again, again is config) == (config, False)
+
+
+def test_what_is_kept_stays_little() -> None:
+    kept = tree._compiled  # pyright: ignore[reportPrivateUsage]
+    for number in range(200):
+        compiled(single(KEYED, request_timeout=number + 1))
+    assert len(kept) <= 64
+    large = decode_config(single(*[KEYED] * 900))
+    assert compile_config(large) is not compile_config(large)
+
+
 def test_circuits_are_per_config_target_and_header_provider() -> None:
     config = {"retry": {"attempts": 1}, "cb_config": {"failure_threshold": 1}}
     two = single(config, config)
     found = {
         leaf.circuit
         for naming in (Naming(provider="a"), Naming(provider="b"), Naming(provider="a", api_key="k"))
-        for tree in (config, two)
-        for leaf in named_by(naming, tree)
+        for shape in (config, two)
+        for leaf in named_by(naming, shape)
     }
     assert len(found) == 3 * 3
     assert [leaf.circuit for leaf in named_by(Naming(provider="a"), two)] == [

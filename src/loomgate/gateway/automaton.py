@@ -383,7 +383,6 @@ class _Automaton:
             if key in moves:
                 following = moves[key]
             else:
-                budget.spend(len(state) + 1)
                 following = self._move(state, before, char, budget)
                 if len(moves) >= _MOST_REMEMBERED:
                     moves.clear()

@@ -43,9 +43,29 @@ def compile_config(
     ``compile_guardrails`` makes the guardrails of one config, before and after the call, out of its own fields.
     ``trusted``: see `hosts.check`. ``providers``: the provider names that exist, if they are to be checked (CFG-09);
     ``@slugs`` are not. Raises a 400 `ApiError` that names the place in the config, which is called ``where``.
+
+    The same config object with the same ``compile_guardrails`` is compiled once for a while: when guardrails change
+    that are named by a slug, pass another callable.
     """
-    compiler = _Compiler(config, compile_guardrails, trusted, providers, where)
-    return compiler.node(config, _BARE, "", 0)
+    key = (id(config), compile_guardrails, trusted, providers)
+    found = _compiled.get(key)
+    if found is not None:
+        return found[1]
+    node = _Compiler(config, compile_guardrails, trusted, providers, where).node(config, _BARE, "", 0)
+    if _count(node) <= _MOST_NODES_KEPT:
+        if len(_compiled) >= _MOST_KEPT:
+            del _compiled[next(iter(_compiled))]
+        _compiled[key] = config, node  # with the config, so that its id stays its own
+    return node
+
+
+_MOST_KEPT = 64
+_MOST_NODES_KEPT = 200
+_compiled: dict[tuple[int, CompileGuardrails, frozenset[str], frozenset[str] | None], tuple[Config, Node]] = {}
+
+
+def _count(node: Node) -> int:
+    return 1 + sum(map(_count, node.targets))
 
 
 def compile_naming(
