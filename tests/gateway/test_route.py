@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -380,7 +381,7 @@ async def test_a_sticky_rule_may_look_at_the_body() -> None:
     router = Router(cycling())
 
     def request(user: object) -> Request:
-        return Request(ENDPOINTS["chat"], Naming(), "w", fields={"user": user})
+        return Request(ENDPOINTS["chat"], Naming(), "w", body=msgspec.json.encode({"user": user}))
 
     assert [await drawn(config, router, request(user)) for user in ("a", 1, "1", "a", 1, "1")] == [0, 3, 1, 0, 3, 1]
 
