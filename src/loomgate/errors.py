@@ -12,7 +12,10 @@ class LoomgateError(Exception):
 
 
 class ApiError(LoomgateError):
-    """An error answer: HTTP status and the four members of BEHAVIOUR ERR-01, plus extra response headers."""
+    """An error answer: HTTP status and the four members of BEHAVIOUR ERR-01, plus extra response headers.
+
+    ``details``: every mistake that was found, one line each, where a message has room for the first one only (VAL-06).
+    """
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class ApiError(LoomgateError):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        details: list[str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +35,7 @@ class ApiError(LoomgateError):
         self.param = param
         self.code = code
         self.headers = headers or {}
+        self.details = details or []
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

@@ -104,6 +104,7 @@ class Effective(msgspec.Struct, frozen=True, kw_only=True):
     """One target of a config with everything it inherits (GATEWAY section 6.2) and its place, as RSP-02 tells it.
 
     ``options`` are the provider data of CFG-27 under their config names, ``before`` and ``after`` compiled guardrails.
+    ``circuit``: whose failures ``breaker`` counts together, this target of this config; "" without a breaker.
     """
 
     path: str = "config"
@@ -125,8 +126,12 @@ class Effective(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool | None = None
     passthrough: bool = False
     breaker: Breaker | None = None
+    circuit: str = ""
     before: tuple[Any, ...] = ()
     after: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Effective(path={self.path!r}, provider={self.provider!r}, virtual_key={self.virtual_key!r})"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
