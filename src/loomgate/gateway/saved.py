@@ -18,7 +18,7 @@ from loomgate.store import Store
 from loomgate.store.accounts import About, Account, Opened, opened
 from loomgate.store.configs import Document
 from loomgate.wire.admin import Actions, BadData, Check, provider_data
-from loomgate.wire.policy import Config
+from loomgate.wire.policy import decode_config
 
 _NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
 _DEEPEST = 100
@@ -92,7 +92,7 @@ class Saved:
         """Raises a 400 `ApiError` for a config that is none, that names what does not exist in ``workspace``, or that
         has a mask where a secret belongs."""
         check_depth(config, f"'{where}'")
-        decoded(config, where)
+        decode_config(config, where=where)
         if (path := masked_path(config, where)) is not None:
             raise still_masked(path)
         unknown = await self.unknown_names(workspace, config)
@@ -140,14 +140,6 @@ def check_depth(value: object, where: str) -> None:
     raise bad_request(f"Invalid {where}: expected values nested at most {_DEEPEST} deep.", code="invalid_value")
 
 
-def decoded(config: dict[str, Any], where: str = "config") -> Config:
-    """``config`` as what it is. Raises a 400 `ApiError` that says what is wrong, and where in ``where``."""
-    try:
-        return msgspec.convert(config, Config)
-    except msgspec.ValidationError as error:
-        raise bad_request(f"Invalid '{where}': {error}.", where, "invalid_config") from None
-
-
 def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> dict[str, Any]:
     """A guardrail as configs have it inline in its long form (GATEWAY CFG-23)."""
     return {
@@ -185,7 +177,7 @@ def check_declared(settings: Settings) -> None:
                 raise SettingError(f"{table}.{name}.options.{error.path}", error.expected, "something else") from None
     for slug, config in settings.configs.items():
         try:
-            decoded(config.config.reveal())
+            decode_config(config.config.reveal(), where="config")
         except ApiError as error:
             raise SettingError(f"configs.{slug}.config", "a routing config", error.message) from None
     for slug, guardrail in settings.guardrails.items():

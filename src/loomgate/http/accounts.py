@@ -4,6 +4,7 @@ A virtual key made here has its own secret; a provider made here has that of its
 changed and deleted by both routes.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -11,14 +12,14 @@ import msgspec
 from msgspec import UNSET
 
 from loomgate import clock
-from loomgate.errors import ApiError, SettingError, bad_request
+from loomgate.errors import ApiError, bad_request
+from loomgate.gateway import hosts
 from loomgate.gateway.saved import declared_key, stable_id, still_masked
 from loomgate.http import admin
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
 from loomgate.providers.catalogue import CATALOGUE
-from loomgate.settings import check_url
 from loomgate.settings.provider_data import hidden, masked, masked_path, unhidden
 from loomgate.store.accounts import About, Account
 from loomgate.wire.admin import (
@@ -61,11 +62,11 @@ def check_data(call: Call, data: Data, at: str = "") -> None:
     if (path := masked_path(data, at)) is not None:
         raise still_masked(path)
     if found.base_url is not None:
-        param = f"{at}.custom_host" if at else "customHost"
         try:
-            check_url(param, found.base_url, call.settings)
-        except SettingError as error:
-            raise bad_request(f"Invalid '{param}': expected {error.expected}.", param, "invalid_value") from None
+            hosts.check(found.base_url, hosts.trusted_from_env(os.environ.get("TRUSTED_CUSTOM_HOSTS", "")))
+        except ApiError as error:
+            error.param = f"{at}.custom_host" if at else "customHost"
+            raise
 
 
 def check_secret(provider: str, key: str, data: Data, param: str = "key") -> None:
