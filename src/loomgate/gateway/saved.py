@@ -92,9 +92,9 @@ class Saved:
         """Raises a 400 `ApiError` for a config that is none, that names what does not exist in ``workspace``, or that
         has a mask where a secret belongs."""
         check_depth(config, f"'{where}'")
-        decode_config(config, where=where)
         if (path := masked_path(config, where)) is not None:
             raise still_masked(path)
+        decode_config(config, where=where)
         unknown = await self.unknown_names(workspace, config)
         if unknown:
             raise bad_request(f"Invalid '{where}': {unknown[0]}.", unknown[0].partition(":")[0], "invalid_config")
