@@ -202,6 +202,26 @@ def test_doctor_shows_routes_and_webhooks_but_no_secret(tmp_path: Path) -> None:
     assert "hush" not in done.stdout + done.stderr
 
 
+def test_a_declared_config_that_is_none_stops_the_start_and_doctor_says_so(tmp_path: Path) -> None:
+    for text, line in (
+        ("configs.x.config = {retry = {}}", "configs.x.config: expected a routing config"),
+        ("guardrails.x.guardrail = {deny = true}", "guardrails.x.guardrail: expected a guardrail"),
+        ("providers.openai.options = {deployments = []}", "providers.openai.options.deployments: expected a list of"),
+    ):
+        (tmp_path / "loomgate.toml").write_text(text)
+        assert failure(loomgate(tmp_path, "serve", "--port", "0"), 2).startswith(line)
+        done = loomgate(tmp_path, "doctor", "--offline")
+        assert done.returncode == 1
+        assert f"problem  Settings         {line}" in re.sub(r" +Settings +", "  Settings         ", done.stdout)
+    (tmp_path / "loomgate.toml").write_text("""
+        configs.steady = {config = {retry = {attempts = 1}}, workspace = "blue"}
+        guardrails.polite = {guardrail = {checks = [{id = "default.contains"}]}}
+    """)
+    done = loomgate(tmp_path, "doctor", "--offline")
+    assert "steady (workspace blue)" in done.stdout
+    assert "polite (workspace default)" in done.stdout
+
+
 @contextmanager
 def endpoint(status: int, answer: bytes = b"") -> Generator[tuple[str, list[tuple[str, str | None, bytes]]]]:
     """A model endpoint that answers everything with ``status``: its address, and the calls it got (with which key)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from loomgate.http.routes import LOG_ROUTES, ROUTES
+from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, ROUTES
+from loomgate.settings.provider_data import PROVIDER_DATA, is_secret
 from tests.support import schema
 from tests.support.server import Server
 
@@ -63,11 +64,20 @@ def test_every_error_code_of_the_server_is_documented() -> None:
 
 def test_every_route_is_documented() -> None:
     page = (ROOT / "docs" / "api.md").read_text()
-    printed = set(re.findall(r"^\| (GET|POST|DELETE) \| `([^`]+)` \|.*?(\(\*extension\*\))? \|$", page, re.MULTILINE))
+    printed = set(
+        re.findall(r"^\| (GET|POST|PUT|DELETE) \| `([^`]+)` \|.*?(\(\*extension\*\))? \|$", page, re.MULTILINE)
+    )
     assert printed == {
         (row.method, row.path.replace(":path", ""), "(*extension*)" if row.extension else "")
-        for row in (*ROUTES, *LOG_ROUTES)
+        for row in (*ROUTES, *LOG_ROUTES, *ADMIN_ROUTES)
     }
+
+
+def test_provider_data_are_documented() -> None:
+    page = (ROOT / "docs" / "gateway" / "admin.md").read_text().partition("### Provider data")[2].partition("## ")[0]
+    table = page.partition("|---|---|")[2]
+    found = dict(re.findall(r"`(\w+)`(\*?)", table))
+    assert found == {name: "*" if is_secret(name) else "" for name in PROVIDER_DATA}
 
 
 def test_every_event_is_documented() -> None:

@@ -11,6 +11,8 @@ import pytest
 from loomgate.errors import SettingError
 from loomgate.settings import (
     Price,
+    DeclaredConfig,
+    DeclaredGuardrail,
     Provider,
     RunEvent,
     Secret,
@@ -21,10 +23,12 @@ from loomgate.settings import (
     describe,
     load,
 )
+from loomgate.settings.provider_data import hidden, is_secret, masked_path, unhidden
 
 DOCS = Path(__file__).parent.parent / "docs" / "settings.md"
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 KEY = bytes(range(200, 232))
+KINDS = (Settings, Provider, VirtualKey, DeclaredConfig, DeclaredGuardrail, Webhook)
 
 
 @pytest.fixture(autouse=True)
@@ -316,6 +320,78 @@ def test_the_database_is_a_file(url: str, path: str) -> None:
     assert load({"database_url": url, "data": "d"}, {}).database_path == Path(path)
 
 
+# --- configs, guardrails, provider data ---
+
+
+def test_a_config_is_a_table_or_a_file_and_its_secrets_are_looked_up() -> None:
+    write('{"targets": [{"provider": "openai", "api_key": "env:K"}, {"api_key": "file:key"}]}', "c.json")
+    write("from a file\n", "key")
+    made = load(env={"K": "from the environment"}, file=write("""
+        configs.inline = {config = {api_key = "env:K", override_params = {stop = "env:K"}}, workspace = "blue"}
+        configs.apart = {config = "file:c.json", default = true}
+        guardrails.g = {guardrail = {checks = [{id = "default.webhook", parameters = {headers = {x = "y"}}}]}}
+    """))  # fmt: skip
+    assert made.configs["inline"].config.reveal() == {
+        "api_key": "from the environment",
+        "override_params": {"stop": "env:K"},
+    }
+    keys = [target["api_key"] for target in made.configs["apart"].config.reveal()["targets"]]
+    assert keys == ["from the environment", "from a file"]
+    assert (made.configs["inline"].workspace, made.configs["apart"].default) == ("blue", True)
+    assert "from" not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("configs.x = {}", "configs.x.config: expected a table"),
+        ("configs.x = {config = 1}", "configs.x.config: expected a table, or `file:` and the path of a JSON file"),
+        ("configs.x = {config = 'file:gone'}", "configs.x.config: expected a file that can be read"),
+        ("configs.x = {config = 'file:loomgate.toml'}", "configs.x.config: expected a file in JSON"),
+        ("configs.x = {config = {at = 2020-01-01}}", "configs.x.config.at: expected a value that JSON has too"),
+        ("configs.x = {config = {api_key = 'env:NO'}}", "configs.x.config.api_key: expected the environment variable"),
+        (
+            "configs.x = {config = {}, default = true}\nconfigs.y = {config = {}, default = true}",
+            "configs.y.default: expected one default config of a workspace, found x is another of workspace default",
+        ),
+        ("providers.p = {options = {aws_regio = 'x'}}", "providers.p.options.aws_regio: expected the name of provider"),
+        ("virtual_keys.v = {provider = 'p', options = {x = 1}}", "virtual_keys.v.options.x: expected the name of"),
+    ],
+)
+def test_what_is_wrong_with_a_declared_tree_is_said_with_its_place(text: str, line: str) -> None:
+    assert refusal(text).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [("api_key", True), ("awsSecretAccessKey", True), ("aws_access_key_id", True), ("Authorization", True),
+     ("x-api-key", True), ("key", True), ("client_secret", True), ("azureAdToken", True), ("max_tokens", False),
+     ("virtual_key", False), ("keys", False), ("headerKey", False), ("aws_region", False), ("model", False),
+     ("prompt_cache_key", False), ("vertex_service_account_json", True)],
+)  # fmt: skip
+def test_a_name_tells_whether_it_holds_a_secret(name: str, secret: bool) -> None:
+    assert is_secret(name) is secret
+
+
+def test_masks_go_out_and_come_back() -> None:
+    plain = {
+        "api_key": "sk-0123456789abcdef",
+        "targets": [{"api_key": "short"}, {"parameters": {"headers": {"X": "0123456789abcdef"}, "key": 5}}],
+        "vertex_service_account_json": {"private_key": "p"},
+    }
+    shown = hidden(plain)
+    assert shown == {
+        "api_key": "sk-…cdef",
+        "targets": [{"api_key": "***"}, {"parameters": {"headers": {"X": "012…cdef"}, "key": 5}}],
+        "vertex_service_account_json": "***",
+    }
+    assert unhidden(shown, plain) == plain
+    assert masked_path(plain) is None
+    assert masked_path(shown, "config") == "config.api_key"
+    shown["targets"].reverse()
+    assert masked_path(unhidden(shown, plain)) == "targets[1].api_key"
+
+
 # --- documentation ---
 
 
@@ -330,6 +406,7 @@ def rows(kind: type[msgspec.Struct]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [Settings, Provider, VirtualKey, Webhook, Price])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_key_is_documented_as_it_is_declared(kind: type[msgspec.Struct]) -> None:
     assert "\n".join(rows(kind)) + "\n\n" in DOCS.read_text("utf-8")
 
@@ -337,6 +414,7 @@ def test_every_key_is_documented_as_it_is_declared(kind: type[msgspec.Struct]) -
 def test_no_documented_key_is_undeclared() -> None:
     documented = [line for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
     assert documented == [line for kind in (Settings, Provider, VirtualKey, Webhook, Price) for line in rows(kind)]
+    assert documented == [line for kind in KINDS for line in rows(kind)]
 
 
 def test_every_event_is_documented() -> None:
@@ -348,17 +426,21 @@ def test_the_documentations_examples_load_each_and_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     env = {"OPENAI_API_KEY": "k", "TEAM_BLUE_KEY": "k2", "WEBHOOK_SECRET": WHSEC}
     assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         write(example)
         assert load(env=env) != load(env=env, file=write("", "empty.toml"))
     # Top-level keys must come before the first table, so the tables of the first example go last.
     plain, tables = examples[0].split("\n\n")
     write("\n".join([plain, examples[3], examples[1], examples[2], examples[4], tables]))
+    write("\n".join([plain, examples[5], *examples[1:5], tables]))
     made = load(env=env)
     assert (made.port, made.active_thread, made.context_window) == (9000, "enqueue", {"llama3.2*": 131072})
     assert made.default_provider == made.providers["openai"]
     assert made.providers["local"].models == ("llama*", "qwen*")
     assert made.virtual_keys["team-blue"].workspace == "blue"
+    assert made.configs["steady"].config.reveal()["targets"][1]["api_key"] == "k"
+    assert made.guardrails["no-shouting"].guardrail.reveal()["deny"] is True
     assert made.webhooks[0].events == ("thread.run.completed", "thread.run.requires_action")
     assert made.webhook_retry_seconds == (5.0, 60.0, 600.0)
     assert made.prices == {"openai/gpt-4o": Price(input=2.0, cached_input=1.0, output=8.0)}
@@ -366,6 +448,7 @@ def test_the_documentations_examples_load_each_and_together() -> None:
 
 def test_every_meaning_is_one_sentence() -> None:
     for kind in (Settings, Provider, VirtualKey, Webhook, Price):
+    for kind in KINDS:
         for row in describe(kind):
             assert row.meaning[0] in "`" or row.meaning[0].isupper(), row
             assert row.meaning.find(". ") == -1, row

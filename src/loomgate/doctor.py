@@ -162,7 +162,31 @@ def _webhooks(settings: Settings) -> list[Finding]:
     ] or [Finding("ok", "Webhooks", "none")]
 
 
-_CHECKS: tuple[Callable[[Settings], list[Finding]], ...] = (_data, _seal_key, _files, _routes, _webhooks)
+def _declared(settings: Settings) -> list[Finding]:
+    if not (settings.configs or settings.guardrails or settings.providers or settings.virtual_keys):
+        return []
+    from loomgate.gateway.saved import check_declared
+
+    try:
+        check_declared(settings)
+    except SettingError as error:
+        return [Finding("problem", "Settings", str(error), "mend it: the server does not start like this")]
+    named = [("Configs", settings.configs), ("Guardrails", settings.guardrails)]
+    return [
+        Finding("ok", what, ", ".join(f"{slug} (workspace {entries[slug].workspace})" for slug in entries))
+        for what, entries in named
+        if entries
+    ]
+
+
+_CHECKS: tuple[Callable[[Settings], list[Finding]], ...] = (
+    _data,
+    _seal_key,
+    _files,
+    _routes,
+    _declared,
+    _webhooks,
+)
 
 
 def _careful(check: Callable[[Settings], list[Finding]], settings: Settings) -> list[Finding]:

@@ -262,6 +262,8 @@ def test_a_guardrails_life(server: Server, admin: Client) -> None:
     assert found is not None
     assert not found.body.get("deny")
     assert found.body["checks"][1]["parameters"] == CHECKS[1]["parameters"], "masks came back as what they mask"
+    assert [check.get("name") for check in found.body["checks"]] == [None, None]
+    assert admin.get(f"/guardrails/{slug}")["checks"][1]["name"] == "ask"
     assert server.run(saved(server).guardrails(workspace)) == {slug: found.body}
     assert admin.delete(f"/guardrails/{slug}") == {}
     admin.get(f"/guardrails/{slug}", status=404)

@@ -243,7 +243,10 @@ def test_the_workspaces_share_of_an_integration(server: Server, admin: Client) -
     assert (own["usage_limits"], own["rate_limits"]) == (access["usage_limits"], access["rate_limits"])
     found = opened(server, admin, slug)
     assert found is not None
-    assert [budget.usage_limits and budget.usage_limits.credit_limit for budget in found.budgets] == [3, 100]
+    assert [budget.limits.usage_limits.credit_limit for budget in found.budgets if budget.limits.usage_limits] == [
+        3,
+        100,
+    ]
     assert len({budget.id for budget in found.budgets}) == 2
     assert all(budget.since is None for budget in found.budgets)
     admin.put(f"/integrations/{slug}/workspaces", {"workspaces": [{"id": own["id"], "enabled": True,

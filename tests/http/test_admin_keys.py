@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loomgate.gateway.saved import Saved
 from loomgate.settings import Provider, Secret, Tree, VirtualKey
 from loomgate.store.accounts import Opened
-from loomgate.wire.admin import RateLimit, UsageLimits
+from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 from tests.support import gateway_schema
 from tests.support.server import Client, Server
 
@@ -88,7 +89,7 @@ def test_the_admin_routes_are_below_v1_only(server: Server, admin: Client) -> No
 @pytest.mark.behaviour("AUTH-02", "AUTH-08", "RH-03")
 def test_a_virtual_keys_life(server: Server, admin: Client) -> None:
     workspace = workspace_of(admin)
-    limits = {"credit_limit": 10, "periodic_reset": "monthly", "alert_threshold": 9}
+    limits = {"type": "cost", "credit_limit": 10, "periodic_reset": "monthly", "alert_threshold": 9}
     body = {
         "name": "My first Key!",
         "provider": "openai",
@@ -112,8 +113,11 @@ def test_a_virtual_keys_life(server: Server, admin: Client) -> None:
     assert found is not None
     assert (found.provider, found.secret, found.trusted) == ("openai", SECRET, False)
     (budget,) = found.budgets
-    assert budget.usage_limits == UsageLimits(credit_limit=10, periodic_reset="monthly", alert_threshold=9)
-    assert budget.rate_limits == [RateLimit(type="requests", unit="rpm", value=696)]
+    assert budget.id == f"{workspace}/{slug}"
+    assert budget.limits == KeyLimits(
+        usage_limits=UsageLimits(credit_limit=10, periodic_reset="monthly", alert_threshold=9),
+        rate_limits=(RateLimit(type="requests", unit="rpm", value=696),),
+    )
 
     admin.put(f"/virtual-keys/{slug}", {"slug": slug, "name": "second", "key": "sk-new-0123456789", "note": None})
     found = opened(server, workspace, slug)
@@ -307,6 +311,21 @@ def test_a_provider_made_from_the_operators_integration_uses_its_key(declaring: 
     lent = opened(declaring, "acme", "lent")
     assert lent is not None
     assert (lent.secret, lent.options) == ("sk-operators-own-0123456789", {"openai_organization": "org-house"})
+
+
+def test_an_operators_key_never_goes_to_an_address_of_a_workspace(make_server: Callable[..., Server]) -> None:
+    """A keyless integration of the workspace, whose name the operator uses later for a provider."""
+    before = make_server()
+    body = {"name": "x", "ai_provider_id": "bedrock", "slug": "bedrock",
+            "configurations": {"custom_host": "https://evil.example", "aws_access_key_id": "AKIA0123456789",
+                               "aws_secret_access_key": "mine-0123456789", "aws_region": "x"}}  # fmt: skip
+    Client(before.url, headers={}).post("/integrations", body)
+    provider = Provider(name="bedrock", vendor="bedrock", api_key=Secret("sk-operators-own-0123456789"))
+    after = msgspec.structs.replace(before.settings, providers={"bedrock": provider})
+    found = before.run(Saved(before.store, after).virtual_key("default", "bedrock"))
+    assert found is not None
+    assert found.base_url == "https://evil.example"
+    assert "operators" not in found.secret + str(found.options)
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

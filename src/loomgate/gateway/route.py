@@ -22,7 +22,6 @@ Attempt = Callable[[Effective], Awaitable[Answer]]
 # Below these live objects that one account has and the others do not (PRX-11).
 STATEFUL = ("/assistants", "/threads", "/vector_stores", "/uploads")
 
-_NO_PATHS: frozenset[str] = frozenset()
 _MOST_PINS = 100_000
 
 
@@ -80,7 +79,7 @@ class Router:
             return await self._fall_back(node, request, attempt, skip)
         is_drawn = strategy.mode == "loadbalance"
         target = self._draw(node, request, skip) if is_drawn else self._settled(node, request)
-        return await self._walk(target, request, attempt, skip)
+        return await self.walk(target, request, attempt, skip)
 
     async def _call(self, effective: Effective, request: Request, attempt: Attempt) -> Answer:
         answer = await attempt(effective)
@@ -95,14 +94,14 @@ class Router:
         statuses = strategy.on_status_codes
         *first, last = self._candidates(node, request, skip)
         for target in first:
-            answer = await self._walk(target, request, attempt, skip)
+            answer = await self.walk(target, request, attempt, skip)
             status = answer.status
             # Without a list anything but success leads on, with one only what is in it (FB-01, FB-02).
             leads_on = not 200 <= status <= 299 if statuses is None else status in statuses
             if answer.final or not leads_on:
                 return answer
             await answer.close()
-        return await self._walk(last, request, attempt, skip)
+        return await self.walk(last, request, attempt, skip)
 
     def _settled(self, node: Node, request: Request) -> Node:
         """The target of a strategy that leaves nothing to chance: ``single`` (SGL-01) and ``conditional``."""

@@ -18,9 +18,10 @@ from loomgate.store import Store
 from loomgate.store.accounts import About, Account, Opened, opened
 from loomgate.store.configs import Document
 from loomgate.wire.admin import Actions, BadData, Check, provider_data
-from loomgate.wire.policy import Config
+from loomgate.wire.policy import decode_config
 
 _NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
+_DEEPEST = 100
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
@@ -47,16 +48,14 @@ class Saved:
         """
         declared = self.settings.virtual_keys.get(slug)
         if declared is not None and declared.workspace == workspace:
-            return opened(declared_key(declared, self.settings), None)
+            return msgspec.structs.replace(opened(declared_key(declared, self.settings), None), lent=False)
         found = await self.store.virtual_keys.get(workspace, slug)
         if found is None or found.expired():
             return None
-        if found.integration is None or found.secret or found.provider != found.integration:
+        if not found.lent:
             return found
-        operators = self.settings.providers.get(found.integration)
-        if operators is None:
-            return found if await self.store.integrations.find(workspace, found.integration) else None
-        return _with_operators(found, operators)
+        operators = self.settings.providers.get(found.integration or "")
+        return None if operators is None else _with_operators(found, operators)
 
     async def config(self, workspace: str, slug: str) -> Document | None:
         """The config ``slug`` of ``workspace``; ``None`` when there is none, or it is archived."""
@@ -76,23 +75,26 @@ class Saved:
         """The guardrail ``slug`` of ``workspace`` (GATEWAY GR-03); its body is the long form of CFG-23."""
         declared = self.settings.guardrails.get(slug)
         if declared is not None and declared.workspace == workspace:
-            return declared_guardrail(declared)
-        return await self.store.guardrails.get(workspace, slug)
+            return _in_use(declared_guardrail(declared))
+        found = await self.store.guardrails.get(workspace, slug)
+        return None if found is None else _in_use(found)
 
     async def guardrails(self, workspace: str) -> dict[str, dict[str, Any]]:
         """The bodies of all guardrails of ``workspace`` by slug."""
-        found = {row.slug: row.body for row in await self.store.guardrails.list(workspace) if row.status == "active"}
+        stored = await self.store.guardrails.list(workspace)
+        found = {row.slug: _in_use(row).body for row in stored if row.status == "active"}
         for slug, declared in self.settings.guardrails.items():
             if declared.workspace == workspace:
-                found[slug] = declared_guardrail(declared).body
+                found[slug] = _in_use(declared_guardrail(declared)).body
         return found
 
     async def check_config(self, workspace: str, config: dict[str, Any], where: str = "config") -> None:
         """Raises a 400 `ApiError` for a config that is none, that names what does not exist in ``workspace``, or that
         has a mask where a secret belongs."""
-        decoded(config, where)
+        check_depth(config, f"'{where}'")
         if (path := masked_path(config, where)) is not None:
             raise still_masked(path)
+        decode_config(config, where=where)
         unknown = await self.unknown_names(workspace, config)
         if unknown:
             raise bad_request(f"Invalid '{where}': {unknown[0]}.", unknown[0].partition(":")[0], "invalid_config")
@@ -122,12 +124,20 @@ class Saved:
         return slug in self.settings.providers or await self.virtual_key(workspace, slug) is not None
 
 
-def decoded(config: dict[str, Any], where: str = "config") -> Config:
-    """``config`` as what it is. Raises a 400 `ApiError` that says what is wrong, and where in ``where``."""
-    try:
-        return msgspec.convert(config, Config)
-    except msgspec.ValidationError as error:
-        raise bad_request(f"Invalid '{where}': {error}.", where, "invalid_config") from None
+def check_depth(value: object, where: str) -> None:
+    """Raises a 400 `ApiError` for what is nested so deeply that no mistake of a person makes it so."""
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += cast("dict[str, object]", item).values()
+            elif isinstance(item, list):
+                below += cast("list[object]", item)
+        if not below:
+            return
+        level = below
+    raise bad_request(f"Invalid {where}: expected values nested at most {_DEEPEST} deep.", code="invalid_value")
 
 
 def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> dict[str, Any]:
@@ -141,6 +151,7 @@ def guardrail_body(slug: str, checks: list[Check], actions: Actions) -> dict[str
 
 def check_guardrail(body: dict[str, Any]) -> None:
     """Raises a 400 `ApiError` for a guardrail that cannot be saved."""
+    check_depth(body, "guardrail")
     if not body["checks"]:
         raise bad_request("Invalid 'checks': expected at least one check.", "checks", "invalid_value")
     if (path := masked_path(body)) is not None:
@@ -166,7 +177,7 @@ def check_declared(settings: Settings) -> None:
                 raise SettingError(f"{table}.{name}.options.{error.path}", error.expected, "something else") from None
     for slug, config in settings.configs.items():
         try:
-            decoded(config.config.reveal())
+            decode_config(config.config.reveal(), where="config")
         except ApiError as error:
             raise SettingError(f"configs.{slug}.config", "a routing config", error.message) from None
     for slug, guardrail in settings.guardrails.items():
@@ -242,8 +253,18 @@ def operators_data(provider: Provider, *, secrets: bool) -> dict[str, Any]:
 
 
 def _with_operators(key: Opened, provider: Provider) -> Opened:
+    # All of it is the operator's: its key must not travel to an address that a workspace chose.
     data = provider_data(operators_data(provider, secrets=True))
-    return msgspec.structs.replace(key, secret=provider.api_key.reveal(), options=data.options, trusted=True)
+    return msgspec.structs.replace(
+        key,
+        provider=provider.name,
+        secret=provider.api_key.reveal(),
+        base_url=None,
+        options=data.options,
+        headers={},
+        trusted=True,
+        lent=False,
+    )
 
 
 def declared_config(declared: DeclaredConfig) -> Document:
@@ -255,6 +276,14 @@ def declared_guardrail(declared: DeclaredGuardrail) -> Document:
     """A guardrail of the file."""
     body = {"id": declared.slug, **declared.guardrail.reveal()}
     return _declared("guardrail", declared.workspace, declared.slug, body, default=False)
+
+
+def _in_use(guardrail: Document) -> Document:
+    """Without the names that its checks have for people: CFG-23 knows none."""
+    checks = [
+        {name: value for name, value in check.items() if name != "name"} for check in guardrail.body.get("checks", ())
+    ]
+    return msgspec.structs.replace(guardrail, body={**guardrail.body, "checks": checks})
 
 
 def _declared(kind: str, workspace: str, slug: str, body: dict[str, Any], *, default: bool) -> Document:

@@ -4,6 +4,7 @@ A virtual key made here has its own secret; a provider made here has that of its
 changed and deleted by both routes.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -11,14 +12,14 @@ import msgspec
 from msgspec import UNSET
 
 from loomgate import clock
-from loomgate.errors import ApiError, SettingError, bad_request
+from loomgate.errors import ApiError, bad_request
+from loomgate.gateway import hosts
 from loomgate.gateway.saved import declared_key, stable_id, still_masked
 from loomgate.http import admin
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
 from loomgate.providers.catalogue import CATALOGUE
-from loomgate.settings import check_url
 from loomgate.settings.provider_data import hidden, masked, masked_path, unhidden
 from loomgate.store.accounts import About, Account
 from loomgate.wire.admin import (
@@ -30,6 +31,7 @@ from loomgate.wire.admin import (
     canonical,
     provider_data,
 )
+from loomgate.wire.limits import KeyLimits
 
 Data = dict[str, Any]
 _T = TypeVar("_T")
@@ -60,11 +62,11 @@ def check_data(call: Call, data: Data, at: str = "") -> None:
     if (path := masked_path(data, at)) is not None:
         raise still_masked(path)
     if found.base_url is not None:
-        param = f"{at}.custom_host" if at else "customHost"
         try:
-            check_url(param, found.base_url, call.settings)
-        except SettingError as error:
-            raise bad_request(f"Invalid '{param}': expected {error.expected}.", param, "invalid_value") from None
+            hosts.check(found.base_url, hosts.trusted_from_env(os.environ.get("TRUSTED_CUSTOM_HOSTS", "")))
+        except ApiError as error:
+            error.param = f"{at}.custom_host" if at else "customHost"
+            raise
 
 
 def check_secret(provider: str, key: str, data: Data, param: str = "key") -> None:
@@ -93,14 +95,14 @@ def _common(call: Call, row: Account, *, declared: bool) -> admin.Shown:
         "slug": row.slug,
         "name": row.name,
         "note": about.note,
-        "rate_limits": [msgspec.to_builtins(limit) for limit in about.rate_limits] or None,
+        "rate_limits": admin.shown_rates(about.limits.rate_limits),
         "reset_usage": None,
         "workspace_id": admin.workspace_id(call.workspace),
         "organisation_id": admin.ORGANISATION,
         "read_only": declared,
     }
-    if about.usage_limits is not None:
-        shown["usage_limits"] = msgspec.to_builtins(about.usage_limits)
+    if about.limits.usage_limits is not None:
+        shown["usage_limits"] = admin.shown_usage(about.limits.usage_limits)
     if about.expires_at is not None:
         shown["expires_at"] = admin.moment(about.expires_at)
     if not declared:
@@ -236,7 +238,7 @@ async def add(call: Call, account: Account, param: str = "slug") -> Account:
 
 async def create_virtual_key(call: Call) -> Answer:
     """``POST /virtual-keys``."""
-    data, rest = split(decode(call.body, Data))
+    data, rest = split(admin.body(call, Data))
     request = _converted(rest, CreateVirtualKey)
     admin.check_workspace(call, request.workspace_id)
     admin.no_mappings(request.secret_mappings)
@@ -247,8 +249,7 @@ async def create_virtual_key(call: Call) -> Answer:
         raise still_masked("key")
     about = About(
         note=request.note,
-        usage_limits=admin.usage_limits(request.usage_limits),
-        rate_limits=admin.rate_limits(request.rate_limits),
+        limits=admin.limits(KeyLimits(), request),
         expires_at=admin.timestamp_of(request.expires_at, "expires_at", future=True),
     )
     made = await add(
@@ -273,7 +274,7 @@ def _converted(fields: Data, type: type[_T]) -> _T:
 
 async def create_provider(call: Call) -> Answer:
     """``POST /providers``."""
-    request = decode(call.body, CreateProvider)
+    request = admin.body(call, CreateProvider)
     admin.check_workspace(call, request.workspace_id)
     provider, slug = await _integration(call, request.integration_id)
     made = await add(
@@ -286,8 +287,7 @@ async def create_provider(call: Call) -> Answer:
             name=request.name,
             about=About(
                 note=request.note,
-                usage_limits=admin.usage_limits(request.usage_limits),
-                rate_limits=admin.rate_limits(request.rate_limits),
+                limits=admin.limits(KeyLimits(), request),
                 expires_at=admin.timestamp_of(request.expires_at, "expires_at", future=True),
             ),
         ),
@@ -313,7 +313,7 @@ async def _integration(call: Call, key: str) -> tuple[str, str]:
 async def update_virtual_key(call: Call) -> Answer:
     """``PUT /virtual-keys/{slug}``."""
     row, declared = await _find(call, "virtual key")
-    data, rest = split(decode(call.body, Data))
+    data, rest = split(admin.body(call, Data))
     request = _converted(rest, UpdateVirtualKey)
     _check_change(row, declared, request.slug)
     admin.no_mappings(request.secret_mappings)
@@ -342,7 +342,7 @@ async def update_virtual_key(call: Call) -> Answer:
 async def update_provider(call: Call) -> Answer:
     """``PUT /providers/{slug}``."""
     row, declared = await _find_writable(call)
-    request = decode(call.body, UpdateProvider)
+    request = admin.body(call, UpdateProvider)
     _check_change(row, declared, request.slug)
     await _change(call, row, request, lambda before: before)
     return admin.answer({"id": row.id, "slug": row.slug, "object": "provider"})
@@ -369,10 +369,6 @@ async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdatePr
     changes: dict[str, Any] = {}
     if request.note is not UNSET:
         changes["note"] = request.note
-    if request.usage_limits is not UNSET:
-        changes["usage_limits"] = admin.usage_limits(request.usage_limits)
-    if request.rate_limits is not UNSET:
-        changes["rate_limits"] = admin.rate_limits(request.rate_limits)
     if request.expires_at is not UNSET:
         changes["expires_at"] = admin.timestamp_of(request.expires_at, "expires_at", future=True)
     if request.reset_usage:
@@ -381,7 +377,7 @@ async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdatePr
 
     def change(before: Account) -> Account:
         after: Account = further(before)
-        about = msgspec.structs.replace(after.about, **changes)
+        about = msgspec.structs.replace(after.about, limits=admin.limits(after.about.limits, request), **changes)
         return msgspec.structs.replace(after, about=about, name=before.name if name is UNSET else name)
 
     if await call.engine.store.virtual_keys.change(call.workspace, row.slug, change) is None:

@@ -7,23 +7,33 @@ import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from loomgate import clock
 from loomgate.errors import ApiError, bad_request
-from loomgate.gateway.saved import Saved, stable_id
+from loomgate.gateway.saved import Saved, check_depth, stable_id
 from loomgate.http import query
+from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
-from loomgate.http.refusal import out_of_range, shortened, wrong_type
-from loomgate.wire.admin import RateLimit, RateLimits, UsageLimits
+from loomgate.http.refusal import not_a_time, out_of_range, shortened, wrong_type
+from loomgate.wire.admin import OneUsageLimits, RateLimits
+from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 
 Shown = dict[str, Any]
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _MOST = 1000  # rows of a page
 ORGANISATION = stable_id("organisation")  # there is one: this server
+
+
+def body(call: Call, type: type[T]) -> T:
+    """The body as ``type``. Raises a 400 `ApiError`, also for one that is nested too deeply to be walked through."""
+    check_depth(decode(call.body, Shown), "body")
+    return decode(call.body, type)
 
 
 def saved(call: Call) -> Saved:
@@ -113,12 +123,7 @@ def timestamp_of(text: str | None, param: str, *, future: bool = False) -> int |
         found = datetime.fromisoformat(text)
         seconds = int((found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError):
-        raise bad_request(
-            f"Invalid '{param}': expected a time as ISO 8601 has it, such as 2030-01-31T12:00:00Z, but got "
-            f"'{shortened(text)}'.",
-            param,
-            "invalid_value",
-        ) from None
+        raise not_a_time(param, text) from None
     if future and seconds <= clock.now():
         raise bad_request(f"Invalid '{param}': expected a time in the future.", param, "invalid_value")
     return seconds
@@ -127,8 +132,29 @@ def timestamp_of(text: str | None, param: str, *, future: bool = False) -> int |
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def usage_limits(given: UsageLimits | None, param: str = "usage_limits") -> UsageLimits | None:
-    """Limits as they are kept. Raises a 400 `ApiError` for what a type cannot say."""
+def limits(before: KeyLimits, request: "Limited", at: str = "") -> KeyLimits:
+    """``before`` with the limits that ``request`` gives; ``at`` is its place. Raises a 400 `ApiError`."""
+    usage, rates = request.usage_limits, request.rate_limits
+    if usage is not UNSET:
+        if isinstance(usage, list):
+            usage = usage[0] if usage else None
+        before = msgspec.structs.replace(before, usage_limits=_usage(usage, f"{at}usage_limits"))
+    if rates is not UNSET:
+        many = () if rates is None else tuple(rates) if isinstance(rates, list) else (rates,)
+        before = msgspec.structs.replace(before, rate_limits=many)
+    return before
+
+
+class Limited(Protocol):
+    """A request with limits: not given, none, or some."""
+
+    @property
+    def usage_limits(self) -> OneUsageLimits | UnsetType: ...  # noqa: D102
+    @property
+    def rate_limits(self) -> RateLimits | UnsetType: ...  # noqa: D102
+
+
+def _usage(given: UsageLimits | None, param: str) -> UsageLimits | None:
     if given is None or given == UsageLimits():
         return None
     if given.periodic_reset is not None and given.periodic_reset_days is not None:
@@ -141,13 +167,19 @@ def usage_limits(given: UsageLimits | None, param: str = "usage_limits") -> Usag
     if given.credit_limit is None:
         place = f"{param}.credit_limit"
         raise bad_request(f"Missing required parameter: '{place}'.", place, "missing_required_parameter")
-    timestamp_of(given.next_usage_reset_at, f"{param}.next_usage_reset_at")
     return given
 
 
-def rate_limits(given: RateLimits) -> list[RateLimit]:
-    """Limits as they are kept: a list."""
-    return [] if given is None else given if isinstance(given, list) else [given]
+def shown_usage(given: UsageLimits) -> Shown:
+    """A budget as answers have it: whole numbers without a point."""
+    shown = cast(Shown, msgspec.to_builtins(given))
+    numbers = {name: int(value) for name, value in shown.items() if isinstance(value, float) and value.is_integer()}
+    return {"type": given.type, **shown, **numbers}
+
+
+def shown_rates(given: Sequence[RateLimit]) -> list[Shown] | None:
+    """Rates as answers have them."""
+    return [{"type": rate.type, "unit": rate.unit, "value": rate.value} for rate in given] or None
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

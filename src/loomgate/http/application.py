@@ -116,7 +116,7 @@ class _Nowhere:
 class _Endpoint:
     """One path: its handlers by method; ``methods`` is ``None`` for every path that does not exist.
 
-    ``admin``: only keys of that role are let in, no beta header is asked for, and errors are told in both forms.
+    ``admin``: only keys of that role are let in, and errors are told in both forms.
     """
 
     def __init__(
@@ -190,8 +190,7 @@ class _Endpoint:
         raw_query: bytes = scope["query_string"]
         if caller.naming is not NOTHING:
             await engine.check(caller.workspace, caller.naming)
-        if not self._admin:
-            _check_version(self._dialect, headers, scope, raw_query)
+        _check_version(self._dialect, headers, scope, raw_query)
         body = b""
         if method in ("POST", "PUT"):
             body = await read_body(receive, headers, application.settings.max_body_bytes)

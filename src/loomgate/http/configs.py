@@ -8,7 +8,6 @@ from msgspec import UNSET
 from loomgate.errors import bad_request
 from loomgate.gateway.saved import check_guardrail, declared_config, declared_guardrail, guardrail_body
 from loomgate.http import admin
-from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.settings.provider_data import hidden, unhidden
 from loomgate.store.configs import Document
@@ -79,7 +78,7 @@ async def page_configs(call: Call) -> Answer:
 
 async def create_config(call: Call) -> Answer:
     """``POST /configs``."""
-    request = decode(call.body, CreateConfig)
+    request = admin.body(call, CreateConfig)
     admin.check_workspace(call, request.workspace_id)
     await admin.saved(call).check_config(call.workspace, request.config)
     slug = request.slug or admin.new_slug(request.name, "pc-", 6)
@@ -121,7 +120,7 @@ async def get_config(call: Call) -> Answer:
 async def update_config(call: Call) -> Answer:
     """``PUT /configs/{slug}``. A masked secret that comes back where it stood is the secret that it stands for."""
     document, declared = await _find_config(call)
-    request = decode(call.body, UpdateConfig)
+    request = admin.body(call, UpdateConfig)
     if declared:
         raise admin.read_only("config", "configs", document.slug)
     admin.check_slug(request.slug, document.slug)
@@ -241,7 +240,7 @@ async def page_guardrails(call: Call) -> Answer:
 
 async def create_guardrail(call: Call) -> Answer:
     """``POST /guardrails``."""
-    request = decode(call.body, CreateGuardrail)
+    request = admin.body(call, CreateGuardrail)
     admin.check_workspace(call, request.workspace_id)
     _check_organisation(request.organisation_id)
     slug = request.slug or admin.new_slug(request.name, "guard_", 20)
@@ -276,7 +275,7 @@ async def get_guardrail(call: Call) -> Answer:
 async def update_guardrail(call: Call) -> Answer:
     """``PUT /guardrails/{guardrail_id}``."""
     document, declared = await _find_guardrail(call)
-    request = decode(call.body, UpdateGuardrail)
+    request = admin.body(call, UpdateGuardrail)
     if declared:
         raise admin.read_only("guardrail", "guardrails", document.slug)
     name = request.name

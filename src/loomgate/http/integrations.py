@@ -14,7 +14,6 @@ from loomgate.errors import bad_request
 from loomgate.gateway.saved import declared_integration, still_masked
 from loomgate.http import admin, query
 from loomgate.http.accounts import add, check_data, check_secret, known_provider
-from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
 from loomgate.providers.catalogue import CATALOGUE
@@ -23,11 +22,9 @@ from loomgate.store.accounts import About, Account
 from loomgate.wire.admin import (
     CreateIntegration,
     ModelAccess,
-    OneUsageLimits,
     UpdateIntegration,
     UpdateModels,
     UpdateWorkspaces,
-    UsageLimits,
     WorkspaceAccess,
 )
 
@@ -136,7 +133,7 @@ async def get(call: Call) -> Answer:
 
 async def create(call: Call) -> Answer:
     """``POST /integrations``: the integration and, unless told otherwise, a provider made from it."""
-    request = decode(call.body, CreateIntegration)
+    request = admin.body(call, CreateIntegration)
     admin.check_workspace(call, request.workspace_id)
     admin.no_mappings(request.secret_mappings)
     if request.pricing_adjustments:
@@ -199,7 +196,7 @@ async def _default_provider(call: Call, row: Account, slug: str) -> Account:
 async def update(call: Call) -> Answer:
     """``PUT /integrations/{slug}``. A masked secret that comes back stands for the secret it masks."""
     row = await _own(call)
-    request = decode(call.body, UpdateIntegration)
+    request = admin.body(call, UpdateIntegration)
     admin.check_slug(request.slug, row.slug)
     admin.no_mappings(request.secret_mappings)
     if request.pricing_adjustments:
@@ -277,7 +274,7 @@ def _model(model: ModelAccess) -> admin.Shown:
 async def update_models(call: Call) -> Answer:
     """``PUT /integrations/{slug}/models``: models that are not named stay as they are."""
     row = await _own(call)
-    request = decode(call.body, UpdateModels)
+    request = admin.body(call, UpdateModels)
     for at, model in enumerate(request.models):
         if model.pricing_config:
             raise admin.unsupported(f"models[{at}].pricing_config", _PRICES)
@@ -323,13 +320,13 @@ async def delete_models(call: Call) -> Answer:
 async def page_workspaces(call: Call) -> Answer:
     """``GET /integrations/{slug}/workspaces``: there is one, the caller's own."""
     row, _ = await _find(call)
-    about = row.about
+    about, usage = row.about, row.about.limits.usage_limits
     shown: admin.Shown = {
         "id": admin.workspace_id(call.workspace),
         "name": call.workspace,
         "enabled": about.enabled,
-        "usage_limits": None if about.usage_limits is None else [msgspec.to_builtins(about.usage_limits)],
-        "rate_limits": [msgspec.to_builtins(limit) for limit in about.rate_limits] or None,
+        "usage_limits": None if usage is None else [admin.shown_usage(usage)],
+        "rate_limits": admin.shown_rates(about.limits.rate_limits),
     }
     return admin.answer({"object": "list", "total": 1, "workspaces": [shown]})
 
@@ -337,7 +334,7 @@ async def page_workspaces(call: Call) -> Answer:
 async def update_workspaces(call: Call) -> Answer:
     """``PUT /integrations/{slug}/workspaces``: whether the caller's own workspace may use it, and how much."""
     row = await _own(call)
-    request = decode(call.body, UpdateWorkspaces)
+    request = admin.body(call, UpdateWorkspaces)
     if request.global_workspace_access is not None and request.global_workspace_access.enabled:
         raise admin.unsupported(
             "global_workspace_access",
@@ -362,18 +359,11 @@ async def update_workspaces(call: Call) -> Answer:
 
 async def _give(call: Call, row: Account, access: WorkspaceAccess, at: int) -> None:
     changes: Data = {"enabled": access.enabled}
-    if access.usage_limits is not UNSET:
-        changes["usage_limits"] = admin.usage_limits(_first(access.usage_limits), f"workspaces[{at}].usage_limits")
-    if access.rate_limits is not UNSET:
-        changes["rate_limits"] = admin.rate_limits(access.rate_limits)
     if access.reset_usage:
         changes["usage_since"] = clock.timestamp()
 
     def change(before: Account) -> Account:
-        return msgspec.structs.replace(before, about=msgspec.structs.replace(before.about, **changes))
+        limits = admin.limits(before.about.limits, access, f"workspaces[{at}].")
+        return msgspec.structs.replace(before, about=msgspec.structs.replace(before.about, limits=limits, **changes))
 
     await call.engine.store.integrations.change(call.workspace, row.slug, change)
-
-
-def _first(given: OneUsageLimits) -> UsageLimits | None:
-    return (given[0] if given else None) if isinstance(given, list) else given

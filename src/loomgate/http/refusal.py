@@ -6,8 +6,10 @@ description, so a limit that changes in ``wire/`` changes here.
 
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any, cast
 
+import msgspec
 import msgspec.inspect as shapes
 
 from loomgate.errors import ApiError, bad_request
@@ -76,6 +78,16 @@ def wrong_type(param: str, expected: str, value: object) -> ApiError:
     )
 
 
+def not_a_time(param: str, value: str) -> ApiError:
+    """A text that is no time."""
+    return bad_request(
+        f"Invalid '{param}': expected a time as ISO 8601 has it, such as 2030-01-31T12:00:00Z, but got "
+        f"'{shortened(value)}'.",
+        param,
+        "invalid_value",
+    )
+
+
 def mismatch(param: str, pattern: str) -> ApiError:
     """LIM-53."""
     return bad_request(
@@ -106,6 +118,7 @@ def _got(value: object) -> str:
 _WORDS: list[tuple[type[shapes.Type], str]] = [
     (shapes.StrType, "a string"),
     (shapes.LiteralType, "a string"),
+    (shapes.DateTimeType, "a string"),
     (shapes.BoolType, "a boolean"),
     (shapes.IntType, "an integer"),
     (shapes.FloatType, "a number"),
@@ -144,7 +157,7 @@ def _accepts(shape: shapes.Type, value: object) -> bool:
         case float():
             return isinstance(shape, shapes.FloatType)
         case str():
-            return isinstance(shape, shapes.StrType | shapes.LiteralType)
+            return isinstance(shape, shapes.StrType | shapes.LiteralType | shapes.DateTimeType)
         case list():
             return isinstance(shape, shapes.ListType)
         case dict():
@@ -252,6 +265,8 @@ def _array(shape: shapes.ListType, value: list[object], at: str) -> ApiError | N
 
 def _string(meant: list[shapes.Type], value: str, at: str) -> ApiError | None:
     text = next((shape for shape in meant if isinstance(shape, shapes.StrType)), None)
+    if text is None and any(isinstance(shape, shapes.DateTimeType) for shape in meant):
+        return None if _is_time(value) else not_a_time(at, value)
     if text is None:
         supported = [str(item) for shape in meant if isinstance(shape, shapes.LiteralType) for item in shape.values]
         return None if value in supported else not_one_of(at, value, supported)
@@ -269,8 +284,23 @@ def _string(meant: list[shapes.Type], value: str, at: str) -> ApiError | None:
     return None
 
 
+def _is_time(text: str) -> bool:
+    try:
+        msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def _number(shape: shapes.IntType | shapes.FloatType, value: float, at: str) -> ApiError | None:
     kind = "integer" if isinstance(shape, shapes.IntType) else "decimal"
+    if shape.gt is not None and value <= shape.gt:
+        return bad_request(
+            f"Invalid '{at}': {kind} below minimum value. Expected a value > {shape.gt:g}, but got "
+            f"{shortened(str(value))} instead.",
+            at,
+            f"{kind}_below_min_value",
+        )
     if shape.ge is not None and value < shape.ge:
         return out_of_range(at, kind, shape.ge, value, above=False)
     if shape.le is not None and value > shape.le:

@@ -118,8 +118,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     options: Annotated[
         Tree,
         Meta(
-            description="What else the vendor wants to know, under the names that a routing config has for it:"
-            " `resource_name`, `deployment_id`, `api_version`, `aws_region`, `workers_ai_account_id` …"
+            description="What else the vendor wants to know, such as `resource_name` or `workers_ai_account_id`;"
+            " [admin](gateway/admin.md#provider-data) has the names."
         ),
     ] = Tree()
     models: Annotated[

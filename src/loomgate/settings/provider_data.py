@@ -8,7 +8,7 @@ from typing import Any, cast
 
 # Names as a config has them; the header of a name is ``x-portkey-`` and the name with hyphens.
 _PLAIN = """
-    openai_organization openai_project
+    openai_organization openai_project openai_beta anthropic_version anthropic_beta
     resource_name deployment_id api_version deployments azure_model_name azure_auth_mode azure_managed_client_id
     azure_workload_client_id azure_entra_client_id azure_entra_tenant_id azure_entra_scope azure_region
     azure_deployment_name azure_deployment_type azure_endpoint_name azure_api_version azure_foundry_url

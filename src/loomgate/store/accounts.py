@@ -18,7 +18,8 @@ from loomgate.store import tables
 from loomgate.store.database import Database, Row, Statement, Tx
 from loomgate.store.generations import Generations
 from loomgate.store.seal import Sealer
-from loomgate.wire.admin import ModelAccess, RateLimit, UsageLimits, provider_data
+from loomgate.wire.admin import ModelAccess, provider_data
+from loomgate.wire.limits import KeyLimits
 
 _owner: sa.BindParameter[Any] = sa.bindparam("owner")
 _key: sa.BindParameter[Any] = sa.bindparam("key")
@@ -36,8 +37,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     note: str | None = None
-    usage_limits: UsageLimits | None = None
-    rate_limits: list[RateLimit] = []
+    limits: KeyLimits = KeyLimits()
     expires_at: int | None = None
     usage_since: int | None = None
     trusted: bool = False
@@ -70,11 +70,13 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """Limits and whose they are: spending is counted under ``id``, from ``since`` (seconds) at the earliest."""
+    """Limits and whose they are: spending is counted under ``id``, from ``since`` (seconds) at the earliest.
+
+    ``id`` is the workspace, a slash and the slug of a virtual key, or ``integration:`` and the slug of an integration.
+    """
 
     id: str
-    usage_limits: UsageLimits | None
-    rate_limits: list[RateLimit]
+    limits: KeyLimits
     since: int | None = None
 
 
@@ -82,9 +84,10 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """A virtual key ready for use: never logged, never shown.
 
     ``provider`` is a vendor of the catalogue or a provider that the settings declare; ``options`` are provider data
-    under their config names (GATEWAY CFG-27). With ``integration`` and no ``secret`` the key is that of the provider of
-    this name in the settings. ``base_url`` may only be a private address if ``trusted``. ``budgets``: its own limits
-    and its integration's. ``models``: which models it may call, by name; for all others ``all_models`` says it.
+    under their config names (GATEWAY CFG-27). ``lent``: the integration is not stored, so it is the provider of this
+    name in the settings, and the secret is that one's. ``base_url`` may only be a private address if ``trusted``.
+    ``budgets``: its own limits and its integration's. ``models``: which models it may call, by name; for all others
+    ``all_models`` says it.
     """
 
     provider: str
@@ -93,6 +96,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     slug: str = ""
     id: str = ""
     integration: str | None = None
+    lent: bool = False
     options: Mapping[str, Any] = {}
     headers: Mapping[str, str] = {}
     budgets: tuple[Budget, ...] = ()
@@ -125,12 +129,13 @@ def opened(account: Account, integration: Account | None) -> Opened:
         slug=account.slug,
         id=account.id,
         integration=account.integration,
+        lent=account.integration is not None and integration is None,
         options=data.options,
         headers=data.headers,
         budgets=tuple(
-            Budget(one.id, one.about.usage_limits, one.about.rate_limits, one.about.usage_since)
-            for one in accounts
-            if one.about.usage_limits is not None or one.about.rate_limits
+            Budget(f"{one.workspace}/{of}{one.slug}", one.about.limits, one.about.usage_since)
+            for one, of in zip(accounts, ("", "integration:"), strict=False)
+            if one.about.limits != KeyLimits()
         ),
         expires_at=account.about.expires_at,
         trusted=source.about.trusted,

@@ -11,13 +11,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from loomgate.settings.provider_data import PROVIDER_DATA
+from loomgate.wire.limits import RateLimit, UsageLimits
 
 Fields = dict[str, Any]
 
 DisplayName = Annotated[str, Meta(min_length=1, max_length=255)]
 Slug = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Note = Annotated[str, Meta(max_length=4096)]
-Positive = Annotated[int, Meta(ge=1)]
 
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -25,25 +25,6 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------
-
-
-class UsageLimits(_Body, frozen=True):
-    """How much may be spent: ``credit_limit`` in US dollars (``type`` cost) or tokens, since the last reset."""
-
-    credit_limit: Positive | None = None
-    type: Literal["cost", "tokens"] | None = None
-    alert_threshold: Positive | None = None
-    periodic_reset: Literal["monthly", "weekly"] | None = None
-    periodic_reset_days: Annotated[int, Meta(ge=1, le=365)] | None = None
-    next_usage_reset_at: str | None = None
-
-
-class RateLimit(_Body, frozen=True):
-    """At most ``value`` requests or tokens in a day, an hour or a minute."""
-
-    type: Literal["requests", "tokens"]
-    unit: Literal["rpd", "rph", "rpm"]
-    value: Positive
 
 
 # The description has one limit where its own examples send a list; both are taken, and a list is kept.

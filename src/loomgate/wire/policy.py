@@ -4,6 +4,7 @@ What must live here: shapes and their limits, and the text of the refusal when o
 config means (``gateway/``), or which providers exist.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -173,20 +174,34 @@ _OWN_TEXTS = (_FORWARD_ITSELF, _NO_CONDITIONS, _NO_TARGET.format(""), _NO_OPERAT
 def decode_config(data: bytes | str | dict[str, Any], *, where: str = "x-portkey-config") -> Config:
     """The config that ``data`` (JSON text, or what it decodes to) is; ``where`` names its place in errors.
 
+    Equal texts give one object for a while, so that what was made of it can be kept with it. Do not change it.
     Raises a 400 `ApiError` whose message begins as the reference's does (VAL-06 to VAL-08, CND-09) and whose
     ``details`` say of each mistake where it is and what was expected.
     """
-    raw: object = data
-    if isinstance(data, bytes | str):
-        try:
-            raw = _decode(data)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            raise ApiError(
-                400,
-                f"Invalid config passed. You need to pass a valid json (in {where})",
-                param=where,
-                code="invalid_config",
-            ) from None
+    if isinstance(data, dict):
+        return _read(data, where)
+    return _remembered(data, where) if len(data) <= _LONGEST_REMEMBERED else _decoded(data, where)
+
+
+def _decoded(data: bytes | str, where: str) -> Config:
+    try:
+        raw = _decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise ApiError(
+            400,
+            f"Invalid config passed. You need to pass a valid json (in {where})",
+            param=where,
+            code="invalid_config",
+        ) from None
+    return _read(raw, where)
+
+
+# A client sends the same header with every request. Few and short, so that nobody fills the memory with them.
+_LONGEST_REMEMBERED = 4096
+_remembered = lru_cache(maxsize=64)(_decoded)
+
+
+def _read(raw: object, where: str) -> Config:
     if not isinstance(raw, dict):
         raise _refused(where, [_detail("", "Expected `object`, a config")])
     raw = cast("dict[str, Any]", raw)
