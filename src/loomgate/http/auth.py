@@ -208,7 +208,8 @@ class Auth:
         declared = self._settings.virtual_keys.get(slug)
         if declared is not None and declared.workspace == workspace:
             return True
-        return await self._store.virtual_keys.get(workspace, slug) is not None
+        stored = await self._store.virtual_keys.get(workspace, slug)
+        return stored is not None and not stored.expired()
 
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:
