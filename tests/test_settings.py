@@ -10,9 +10,9 @@ import pytest
 
 from loomgate.errors import SettingError
 from loomgate.settings import (
-    Price,
     DeclaredConfig,
     DeclaredGuardrail,
+    Price,
     Provider,
     RunEvent,
     Secret,
@@ -405,7 +405,6 @@ def rows(kind: type[msgspec.Struct]) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("kind", [Settings, Provider, VirtualKey, Webhook, Price])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_is_documented_as_it_is_declared(kind: type[msgspec.Struct]) -> None:
     assert "\n".join(rows(kind)) + "\n\n" in DOCS.read_text("utf-8")
@@ -413,7 +412,6 @@ def test_every_key_is_documented_as_it_is_declared(kind: type[msgspec.Struct]) -
 
 def test_no_documented_key_is_undeclared() -> None:
     documented = [line for line in DOCS.read_text("utf-8").splitlines() if line.startswith("| `")]
-    assert documented == [line for kind in (Settings, Provider, VirtualKey, Webhook, Price) for line in rows(kind)]
     assert documented == [line for kind in KINDS for line in rows(kind)]
 
 
@@ -425,15 +423,13 @@ def test_every_event_is_documented() -> None:
 def test_the_documentations_examples_load_each_and_together() -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     env = {"OPENAI_API_KEY": "k", "TEAM_BLUE_KEY": "k2", "WEBHOOK_SECRET": WHSEC}
-    assert len(examples) == 5
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         write(example)
         assert load(env=env) != load(env=env, file=write("", "empty.toml"))
     # Top-level keys must come before the first table, so the tables of the first example go last.
     plain, tables = examples[0].split("\n\n")
-    write("\n".join([plain, examples[3], examples[1], examples[2], examples[4], tables]))
-    write("\n".join([plain, examples[5], *examples[1:5], tables]))
+    write("\n".join([plain, examples[5], *examples[1:5], examples[6], tables]))
     made = load(env=env)
     assert (made.port, made.active_thread, made.context_window) == (9000, "enqueue", {"llama3.2*": 131072})
     assert made.default_provider == made.providers["openai"]
@@ -447,7 +443,6 @@ def test_the_documentations_examples_load_each_and_together() -> None:
 
 
 def test_every_meaning_is_one_sentence() -> None:
-    for kind in (Settings, Provider, VirtualKey, Webhook, Price):
     for kind in KINDS:
         for row in describe(kind):
             assert row.meaning[0] in "`" or row.meaning[0].isupper(), row

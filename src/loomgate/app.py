@@ -42,7 +42,6 @@ from loomgate.store import Store, open_store
 log = logging.getLogger(__name__)
 
 
-
 def build(settings: Settings) -> Application:
     """The ASGI application of ``settings``. Its lifespan opens the store and drives the engine.
 
@@ -91,9 +90,7 @@ async def running(
             max_age=settings.cache_max_age_seconds,
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
-        gateway = Gateway(
-            gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits
-        )
+        gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
         bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(

@@ -397,8 +397,7 @@ async def test_a_batch_of_long_streams_is_short_and_does_not_wait(log: Log) -> N
         for _ in range(60):
             record.sent(b"x" * 1024)
         record.finish(answer(body=None))
-    while not log.batches:
-        await asyncio.sleep(0.001)
+    await until(lambda: log.batches)
     # Some 4 MiB of bodies, up to one step more.
     assert 4 * 1024 < len(log.batches[0]) * 60 < 4 * 1024 + 50 * 60
     await meter.close()

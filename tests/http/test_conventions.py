@@ -114,9 +114,7 @@ def test_headers_of_every_answer(server: Server) -> None:
 
 
 @pytest.mark.behaviour("CONV-12")
-@pytest.mark.parametrize(
-    "path", ["/v1", "/v1/", "/v1/nowhere", "/v1/threads/", "/v2/threads", "/v1/threads/a%2Fb/x"]
-)
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/nowhere", "/v1/threads/", "/v2/threads", "/v1/threads/a%2Fb/x"])
 def test_unknown_urls(client: Client, path: str) -> None:
     response = client.raw("GET", path)
     assert response.status == 404

@@ -105,14 +105,10 @@ PLANS = {
     "threads._PURGE_SOME[2]": "runs key (id=?); ix_runs_thread_id_position (thread_id=?)",
     "threads._MESSAGE": "messages key (id=?); threads key (id=?)",
     "threads._DELETE_MESSAGE": "messages key (id=?)",
-    "ledger._GET": "calls key (id=?)",
-    "ledger._FORGET": "calls key (id=?); calls key (id<?)",
-    "ledger._RESET": "spending key (workspace=? AND virtual_key=?)",
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.
 WALKS = {
-    "ledger._SPENT": "all that was spent, once at the start",
     "keys._ALL": "`loomgate keys list` shows all",
     "accounts._ALL[virtual_key]": "`loomgate virtual-keys list` shows all",
     "accounts._ALL[integration]": "`loomgate integrations list` shows all",

@@ -47,8 +47,8 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How a run's model call is tried again when no routing config says how.
 
-    ``attempts`` in all, the first included; back-off in seconds, doubling from ``base`` up to ``cap``, with full jitter.
-    An endpoint that asks for more than ``longest_retry_after`` seconds is not tried again: sooner would be no use.
+    ``attempts`` in all, the first included; back-off in seconds, doubling from ``base`` up to ``cap``, with full
+    jitter. An endpoint that asks for more than ``longest_retry_after`` seconds is not tried again: sooner would be no use.
     """
 
     attempts: int = 4
@@ -78,10 +78,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """Limits, and the id under which what is spent counts (`loomgate.gateway.limits.Limits`)."""
+    """Limits, and the id under which what is spent counts (`loomgate.gateway.limits.Limits`), from ``since`` on (s)."""
 
     id: str
     limits: KeyLimits
+    since: int | None = None
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):

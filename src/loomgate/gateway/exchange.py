@@ -141,7 +141,9 @@ class Exchange:
                 body = await reply.read(_LONGEST_WHOLE)
             content_type = reply.headers.get("content-type", "")
             made = doing.answer(body, content_type, fields, target)
-            return Answer(200, made.body, headers=[(b"content-type", made.content_type), *_passing(reply)])
+            return Answer(
+                200, made.body, headers=[(b"content-type", made.content_type.encode("latin-1")), *_passing(reply)]
+            )
         front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)

@@ -147,7 +147,7 @@ class Gateway:
             if resolved.model != model:
                 fields = {**fields, "model": resolved.model}
             for budget in resolved.budgets:
-                if (refusal := self._limits.admit(budget.id, budget.limits)) is not None:
+                if (refusal := self._limits.admit(budget.id, budget.limits, budget.since)) is not None:
                     raise refusal
         guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
         if guard is not None and (refused := await guard.admits(fields)) is not None:

@@ -58,7 +58,7 @@ class _Window:
 
 
 class _Used:
-    __slots__ = ("alerted", "days", "earlier", "period", "windows")
+    __slots__ = ("alerted", "days", "earlier", "period", "reset", "windows")
 
     def __init__(self) -> None:
         self.days: dict[int, list[float]] = {}  # day -> [USD, tokens]
@@ -67,6 +67,12 @@ class _Used:
         # The sum since the first day of the present period, kept up to date: (first day, day of the sum, USD, tokens)
         self.period: tuple[int, list[float]] | None = None
         self.alerted = -1
+        self.reset = 0
+
+    def forget(self, first: int) -> None:
+        """Forget what was spent before the day ``first``; 0: all of it."""
+        self.days = {day: sum for day, sum in self.days.items() if first and day >= first}
+        self.earlier, self.period, self.alerted = [0.0, 0.0], None, -1
 
     def add(self, day: int, cost: float, tokens: int) -> None:
         sum = self.days.get(day)
@@ -95,6 +101,7 @@ class Limits:
 
     def __init__(self) -> None:
         self._used: dict[str, _Used] = {}
+        self._began = clock.now()
 
     def load(self, spent: Iterable[Spent], parents: Mapping[str, str] = {}) -> None:
         """Begin with what the ledger says was spent before: `loomgate.store.ledger.Ledger.spending`.
@@ -108,14 +115,19 @@ class Limits:
                 if each is not None:
                     self._of(each).add(row.day, row.cost, row.tokens)
 
-    def admit(self, virtual_key_id: str, limits: KeyLimits | None) -> ApiError | None:
+    def admit(self, virtual_key_id: str, limits: KeyLimits | None, since: int | None = None) -> ApiError | None:
         """``None``, and the request counts; or why the key may not be used: 412 (budget), 429 (rate, with Retry-After).
 
-        A request is let in as long as there is anything left: what it will cost is not known yet.
+        A request is let in as long as there is anything left: what it will cost is not known yet. ``since`` (seconds)
+        is when its usage was reset by hand: what was spent earlier is forgotten, though not what was spent on that
+        very day by an earlier process.
         """
         if limits is None:
             return None
         used = self._of(virtual_key_id)
+        if since is not None and since > used.reset:
+            used.forget(0 if since >= self._began else int(since // _DAY))
+            used.reset = since
         now = clock.now()
         if limits.usage_limits is not None:
             refused = self._budget(virtual_key_id, used, limits.usage_limits, now)

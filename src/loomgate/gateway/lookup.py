@@ -12,10 +12,8 @@ import msgspec
 from loomgate.gateway.config import Budget, Stored, StoredKey
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.saved import Saved
-from loomgate.store import accounts
 from loomgate.store.accounts import Opened
 from loomgate.store.configs import Document
-from loomgate.wire.limits import KeyLimits
 from loomgate.wire.policy import Config, Naming, decode_config
 
 _MOST = 10_000  # workspaces that are remembered
@@ -118,10 +116,8 @@ class Lookup:
             headers=dict(found.headers),
             private=found.trusted,
             budgets=tuple(
-                Budget(
-                    own if one.id == found.id else parent or own,
-                    _limits(one),
-                )
+                # The key's own, and its integration's, which counts what all keys made from it spend.
+                Budget(own if one.id == own else parent or own, one.limits, one.since)
                 for one in found.budgets
             ),
             opened=found,
@@ -132,15 +128,6 @@ class Lookup:
 def _naming(sealed: str) -> Naming:
     """The same object for every call of a run, whose config is then compiled once."""
     return msgspec.json.decode(sealed, type=Naming)
-
-
-def _limits(budget: accounts.Budget) -> KeyLimits:
-    """What the admin routes took, as what is counted by: `null` members there are left out."""
-    usage = budget.usage_limits
-    given = {} if usage is None else {name: value for name, value in msgspec.to_builtins(usage).items() if value}
-    return msgspec.convert(
-        {"usage_limits": given or None, "rate_limits": msgspec.to_builtins(budget.rate_limits)}, KeyLimits
-    )
 
 
 def _parent(workspace: str, integration: str) -> str:

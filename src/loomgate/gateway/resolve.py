@@ -20,8 +20,8 @@ from loomgate.gateway.call import Effective, Request
 from loomgate.gateway.config import Budget, GatewayConfig, ProviderConfig, Stored, StoredKey
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.dialect import Target, base_of
-from loomgate.providers.vendor import Vendor
 from loomgate.providers.sigv4 import DEFAULT_REGION, AwsKeys, SigV4, region_of
+from loomgate.providers.vendor import Vendor
 
 _MOST_KEYS = 10_000
 
@@ -185,14 +185,14 @@ class Resolver:
         if chosen is None and free and vendor.address in effective.options:
             chosen = given
         addressing = _ADDRESSES & effective.options.keys() if effective.options else ()
-        if chosen is not None or addressing:
-            if stored or (config.api_key is not None and effective.api_key is None):
-                raise bad_request(
-                    f"{'An address' if chosen is None else 'A custom host'} cannot be combined with a stored key: it "
-                    "would receive the secret. Send the provider's key in the Authorization header, or store the "
-                    "address with the virtual key.",
-                    code="invalid_custom_host",
-                )
+        lent = stored or (config.api_key is not None and effective.api_key is None)
+        if lent and (chosen is not None or addressing):
+            raise bad_request(
+                f"{'An address' if chosen is None else 'A custom host'} cannot be combined with a stored key: it would "
+                "receive the secret. Send the provider's key in the Authorization header, or store the address with "
+                "the virtual key.",
+                code="invalid_custom_host",
+            )
         if chosen is not None:
             base_url = hosts.check(chosen, self._config.trusted)
             public_only = not hosts.is_trusted(base_url, self._config.trusted)

@@ -64,7 +64,7 @@ class Router:
         if node.strategy is None:
             return await self._call(node.effective, request, attempt)
         if skip and not self._is_open_to(node, request, skip):
-            skip = _NO_PATHS
+            skip = frozenset()
         return await self._walk(node, request, attempt, skip)
 
     def leads_past(self, node: Node, request: Request, skip: frozenset[str]) -> bool:

@@ -1,7 +1,7 @@
-"""The gateway's routes: any model vendor's API below ``/v1``, answered through `Gateway.call` (GATEWAY sections 1, 4, 5).
+"""The gateway's routes: any model vendor's API below ``/v1``, answered by `Gateway.call` (GATEWAY sections 1, 4, 5).
 
-What must live here: which path is which endpoint, the headers of an answer, and the form of an error. What must not: which
-way a request goes. These are plain ASGI callables: no router, no request objects on the way of a model call.
+What must live here: which path is which endpoint, the headers of an answer, and the form of an error. What must not:
+which way a request goes. These are plain ASGI callables: no router, no request objects on the way of a model call.
 """
 
 import asyncio
@@ -111,9 +111,9 @@ class GatewayRoutes:
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
             body = await read_body(receive, headers, self._application.settings.max_body_bytes)
-            if body and content_type not in _COMPLIANT and not content_type.startswith("audio") and content_type:
-                if endpoint.mapped:
-                    raise bad_request("Invalid content type passed", code="invalid_content_type")  # VAL-01
+            known = content_type in _COMPLIANT or content_type.startswith("audio") or not content_type
+            if body and endpoint.mapped and not known:
+                raise bad_request("Invalid content type passed", code="invalid_content_type")  # VAL-01
             if caller.keyless and body and content_type != "multipart/form-data":
                 check_content_type(headers)
         query: bytes = scope["query_string"]
@@ -124,7 +124,9 @@ class GatewayRoutes:
             method=method,
             path=path,
             query=query.decode("latin-1"),
-            headers={name.decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in headers.items()},
+            headers={
+                name.decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in headers.items()
+            },
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
