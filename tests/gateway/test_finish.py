@@ -1,6 +1,7 @@
 """Finish reasons in OpenAI's words, in bytes that otherwise pass."""
 
 from collections.abc import AsyncGenerator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_openais_own_words_stay() -> None:
 async def test_any_split_of_a_stream_gives_the_same_bytes(cuts: list[int]) -> None:
     async def pieces() -> AsyncGenerator[bytes, None]:
         at = [0, *sorted(cuts), len(STREAM)]
-        for begin, end in zip(at, at[1:], strict=False):
+        for begin, end in pairwise(at):
             if begin < end:
                 yield STREAM[begin:end]
 

@@ -1,7 +1,7 @@
 """Finish reasons of vendors that speak OpenAI's format but for these (GATEWAY FR-01, FR-14 to FR-16).
 
-What must live here: exchanging one word for another in bytes that otherwise pass as they are. What must not: which words
-(``providers/catalogue``), or formats that are translated (``fronts``).
+What must live here: exchanging one word for another in bytes that otherwise pass as they are. What must not: which
+words (``providers/catalogue``), or formats that are translated (``fronts``).
 """
 
 import re
