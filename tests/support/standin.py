@@ -15,13 +15,14 @@ EVENTS = "text/event-stream"
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
     """One answer. ``pieces``: the body, chunked as it is here; else ``body`` with its length. ``cut``: the connection
-    ends where the end of the body should be."""
+    ends where the end of the body should be. ``hang``: there is no answer at all."""
 
     status: str = "200 OK"
     headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
     body: bytes = b"{}"
     pieces: tuple[bytes, ...] | None = None
     cut: bool = False
+    hang: bool = False
 
 
 class StandIn:
@@ -72,6 +73,10 @@ class StandIn:
         """As `say`, in pieces."""
         self._next.append(Said(headers=(("Content-Type", kind),), pieces=pieces, cut=cut))
 
+    def hang(self) -> None:
+        """The next request is never answered."""
+        self._next.append(Said(hang=True))
+
     def at(self, path: str, body: bytes | Any, status: str = "200 OK", *more: tuple[str, str], **fields: Any) -> None:
         """The answer to every request whose line begins with ``path``, as ``"POST /v1/files"``; the longest counts."""
         self._always[path] = _said(body, status, more, fields)
@@ -79,10 +84,15 @@ class StandIn:
     async def _play(self, peer: Peer) -> None:
         while (request := await peer.request()) is not None:
             said = self._next.pop(0) if self._next else self._found(request.line)
+            if said.hang:
+                await peer.gone()
+                return
             lines = [f"HTTP/1.1 {said.status}", *(f"{name}: {value}" for name, value in said.headers)]
             bare = said.status[:3] in ("204", "304")
             if not bare:
-                lines.append("Transfer-Encoding: chunked" if said.pieces is not None else f"Content-Length: {len(said.body)}")
+                lines.append(
+                    "Transfer-Encoding: chunked" if said.pieces is not None else f"Content-Length: {len(said.body)}"
+                )
             await peer.say("\r\n".join([*lines, "", ""]).encode("latin-1"))
             if request.line.startswith("HEAD ") or bare:
                 continue

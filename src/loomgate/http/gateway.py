@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from loomgate.errors import ApiError, StoreError, bad_request
 from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.exchange import ANTHROPIC
+from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
@@ -87,11 +89,11 @@ class GatewayRoutes:
             started = True
             await _send_stream(send, receive, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
         except Left:
             return
         except Exception:
@@ -100,7 +102,7 @@ class GatewayRoutes:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
 
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
@@ -169,10 +171,14 @@ def _error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     return [*made, _JSON]
 
 
-def _error_body(error: ApiError) -> bytes:
-    """VAL-21: the error object that OpenAI's SDKs show, and the two members that Portkey's clients read."""
-    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    made: dict[str, Any] = {"error": inner, "status": "failure", "message": error.message}
+def _error_body(error: ApiError, endpoint: Endpoint) -> bytes:
+    """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
+    read."""
+    if endpoint.name in ANTHROPIC:
+        made: dict[str, Any] = messages_error(error.status, error.message)
+    else:
+        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    made |= {"status": "failure", "message": error.message}
     if error.details:
         made["errors"] = error.details
     return _encode(made)
@@ -180,8 +186,14 @@ def _error_body(error: ApiError) -> bytes:
 
 async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
     query: bytes = scope["query_string"]
-    if b"pretty" in query and body and body[:1] in b"{[" and b"pretty" in (  # RT-09
-        pair.partition(b"=")[0] for pair in query.split(b"&")
+    if (
+        b"pretty" in query
+        and body
+        and body[:1] in b"{["
+        and b"pretty"
+        in (  # RT-09
+            pair.partition(b"=")[0] for pair in query.split(b"&")
+        )
     ):
         with contextlib.suppress(msgspec.DecodeError):
             body = msgspec.json.format(body, indent=2)
