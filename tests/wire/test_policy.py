@@ -121,7 +121,7 @@ def test_modes_are_refused_in_the_words_of_the_reference() -> None:
 @pytest.mark.behaviour(
     "CFG-02", "CFG-03", "CFG-04", "CFG-05", "CFG-06", "CFG-07", "CFG-08", "CFG-09", "CFG-10", "CFG-11", "CFG-12"
 )
-@pytest.mark.behaviour("CFG-13", "CFG-15", "CFG-19", "CFG-20", "CFG-21", "CFG-22", "CFG-23", "CFG-26", "CFG-35")
+@pytest.mark.behaviour("CFG-13", "CFG-15", "CFG-19", "CFG-20", "CFG-21", "CFG-22", "CFG-23", "CFG-35")
 def test_every_field_is_read() -> None:
     breaker = {"failure_threshold": 3, "cooldown_interval": 40_000, "failure_status_codes": [500]}
     config = {
@@ -131,7 +131,6 @@ def test_every_field_is_read() -> None:
         "request_timeout": 1,
         "forward_headers": ["X-Mine"],
         "strict_open_ai_compliance": False,
-        "fetch_integrated_models": True,
         "override_params": {"snakeAnd_camel": {"aB_c": 1}},
         "input_guardrails": ["slug", {"default.contains": {"words": ["x"]}}],
         "after_request_hooks": [{"id": "x", "type": "guardrail", "checks": []}],
@@ -253,6 +252,14 @@ def test_limits(config: dict[str, Any], path: str) -> None:
 def test_prompt_templates_are_refused_by_name() -> None:
     assert details({"prompt_id": "p"}) == [
         "path: prompt_id, message: This server has no prompt templates: send messages"
+    ]
+
+
+@pytest.mark.behaviour("CFG-26")
+@pytest.mark.parametrize("value", [True, False])
+def test_a_list_of_integrated_models_is_refused_by_name(value: bool) -> None:
+    assert details({"fetch_integrated_models": value}) == [
+        "path: fetch_integrated_models, message: This server keeps no list of models: name a provider to get its own"
     ]
 
 
@@ -460,7 +467,7 @@ def test_the_examples_of_the_documentation_are_configs(example: str) -> None:
 def test_every_field_is_documented() -> None:
     shapes = (Config, Strategy, Retry, Breaker, Sticky, Condition)
     for name in {name for shape in shapes for name in shape.__struct_fields__} - set(OPTIONS):
-        if name not in {"fetch_integrated_models", "use_retry_after_header", "enabled"}:
+        if name not in {"use_retry_after_header", "enabled"}:
             assert re.search(rf"[`\"]{name}[`\"]", PAGE), name
     for operator in (*COMPARISONS, *LOGICAL):
         assert f"`{operator}`" in PAGE

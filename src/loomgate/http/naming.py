@@ -21,7 +21,7 @@ PREFIX = b"x-portkey-"
 _TRUE = frozenset({"true", "1", "yes"})
 
 # Names that OpenAI's or Anthropic's own headers have as well: read where they are sent on (`gateway/exchange`).
-_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version", "model-type"})
+_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version"})
 # Without effect in the reference (RH-22), and facts about the client.
 _IDLE = frozenset("mode retry-count cache runtime runtime-version package-version os arch".split())
 
@@ -69,9 +69,11 @@ def _read(given: tuple[tuple[bytes, bytes], ...], own: str | None) -> Naming:
         reader = _READERS.get(name)
         if reader is not None:
             reader(found, text)
+        elif name in _ELSEWHERE or name in _IDLE:
+            continue
         elif (option := OPTION_HEADERS.get(name)) is not None:
             options[option] = text
-        elif name not in _ELSEWHERE and name not in _IDLE:
+        else:
             raise bad_request(
                 f"The header 'x-portkey-{shortened(name)}' is not supported by this server.", code="unsupported_header"
             )
@@ -161,6 +163,16 @@ def _flag(field: str) -> Any:
     return flag
 
 
+def _integrated(_found: dict[str, Any], text: str) -> None:
+    """RH-17: there is no list to fetch, so nobody is given another one in its place."""
+    if text.lower() in _TRUE:
+        raise bad_request(
+            "The header 'x-portkey-fetch-integrated-models' is not supported by this server: it keeps no list of "
+            "models. Name a provider to get its own list.",
+            code="unsupported_header",
+        )
+
+
 def _sensitive(found: dict[str, Any], text: str) -> None:
     found["sensitive"] = tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
@@ -192,7 +204,7 @@ _READERS: dict[str, Any] = {
     "strict-open-ai-compliance": _strict,
     "debug": _debug,
     "sensitive-headers": _sensitive,
-    "fetch-integrated-models": _flag("integrated_models"),
+    "fetch-integrated-models": _integrated,
     "default-input-guardrails": _guardrails("input_guardrails"),
     "default-output-guardrails": _guardrails("output_guardrails"),
 }
