@@ -35,6 +35,7 @@ _EXACT: dict[str, Endpoint] = {
     "/v1" + row.path: row for row in ENDPOINTS.values() if row.path and not row.path.endswith("/")
 }
 _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
+    ("/v1/models/", ENDPOINTS["models"]),
     ("/v1/responses/", ENDPOINTS["responses"]),
     ("/v1/files/", ENDPOINTS["files"]),
     ("/v1/batches/", ENDPOINTS["batches"]),
