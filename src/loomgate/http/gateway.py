@@ -80,18 +80,18 @@ class GatewayRoutes:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
             answer = await gateway.call(request)
-            head += _headers(answer)
+            head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return
             started = True
             await _send_stream(send, receive, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
         except Left:
             return
         except Exception:
@@ -100,7 +100,7 @@ class GatewayRoutes:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
 
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
@@ -108,6 +108,10 @@ class GatewayRoutes:
         caller = await auth.caller(scope, headers, azure=False)
         if method != "POST" and endpoint.name not in _MANY_METHODS:
             raise ApiError(405, f"Method {method[:20]} is not allowed here. Expected POST.", headers={"allow": "POST"})
+        if endpoint.name == "realtime":
+            raise ApiError(
+                426, "Expected a WebSocket: send the headers of its handshake.", headers={"upgrade": "websocket"}
+            )
         body = b""
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
@@ -133,7 +137,7 @@ class GatewayRoutes:
         )
 
 
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """GATEWAY section 4."""
     made = [
         (b"x-portkey-trace-id", answer.trace_id.encode("latin-1", "replace")),
@@ -148,12 +152,13 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     return made
 
 
-def _error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+    """The headers of an error's answer."""
     made = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
     return [*made, _JSON]
 
 
-def _error_body(error: ApiError) -> bytes:
+def error_body(error: ApiError) -> bytes:
     """VAL-21: the error object that OpenAI's SDKs show, and the two members that Portkey's clients read."""
     inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     made: dict[str, Any] = {"error": inner, "status": "failure", "message": error.message}
