@@ -15,6 +15,7 @@ from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
+from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
@@ -126,6 +127,8 @@ class Exchange:
         timeouts: Timeouts,
     ) -> Answer:
         name = request.endpoint.name
+        if name == "realtime":
+            return await self._opened(request, resolved, target, effective, timeouts)
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
@@ -164,6 +167,21 @@ class Exchange:
         chunks = _chunks(reply, decoder, target.secrets)
         answer = await self._told(request, chunks, about, stream=chat.stream, decoder=decoder)
         answer.headers += _passing(reply)
+        return answer
+
+    async def _opened(
+        self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
+    ) -> Answer:
+        """The open WebSocket of a realtime call."""
+        if "realtime" not in target.vendor.endpoints:
+            return unsupported(request, resolved.provider)
+        call = realtime_call(target, resolved.model, request.query, request.headers)
+        more = _forwarded(request, effective, target)
+        call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+        if target.auth is not None:
+            call = target.auth(call)
+        answer = Answer(200)
+        answer.session = await open_session(self._transport, call, timeouts)
         return answer
 
     async def _reply(

@@ -84,6 +84,13 @@ def _has_length(headers: list[tuple[bytes, bytes]]) -> bool:
     return b"content-length" in [name for name, _ in headers]
 
 
+def websocket_protocol(**given: Any) -> asyncio.Protocol:
+    """What carries a connection that becomes a WebSocket; its library is not there before the first one."""
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    return WebSocketsSansIOProtocol(**given)
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's protocol with `Cycle` for its requests; without what our settings of it rule out."""
 
@@ -94,6 +101,8 @@ class Protocol(HttpToolsProtocol):
         scope["method"] = parser.get_method().decode("ascii")
         if version != "1.1":
             scope["http_version"] = version
+        if parser.should_upgrade() and self._should_upgrade():
+            return  # `websocket_protocol` carries it from here
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
         if "%" in path:
