@@ -176,12 +176,21 @@ class Exchange:
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
         headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        kind = reply.headers.get("content-type", "")
+        if kind.startswith("text/event-stream"):  # even if all of it is here: guardrails read it as a stream
+            return Answer(reply.status, stream=_pieces(reply), headers=headers)
         whole = reply.whole
-        if whole is None and not reply.headers.get("content-type", "").startswith("text/event-stream"):
+        if whole is None:
             length = reply.headers.get("content-length", "")
             if length.isdecimal() and int(length) <= _SMALL:
                 async with reply:
                     whole = await reply.read(_SMALL)
+            elif request.endpoint.cached and kind.startswith("application/json"):
+                # Guardrails and the cache look at it as one, however it comes.
+                async with reply:
+                    whole = await reply.read(_LONGEST_WHOLE + 1)
+                if len(whole) > _LONGEST_WHOLE:
+                    raise ProviderError("malformed", f"The answer is longer than {_LONGEST_WHOLE >> 20} MiB.")
         if whole is not None:
             reply.close()
             return Answer(reply.status, whole, headers=headers)
