@@ -21,6 +21,7 @@ from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
+from loomgate.http.protocol import WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -218,6 +219,9 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
         head.append((b"content-length", b"%d" % len(body)))
+    if WHOLE in scope.get("extensions", ()):
+        await send({"type": WHOLE, "status": status, "headers": head, "body": body})
+        return
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
