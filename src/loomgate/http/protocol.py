@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
 _LONGEST = 256 * 1024  # bytes of a body that are worth copying behind their head
-_HIGH_WATER = 64 * 1024  # bytes of a request's body that wait for the application before reading pauses
 _NO_BODY = frozenset({204, 304})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
@@ -185,22 +184,6 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a request's body."""
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) > _HIGH_WATER:
-                self.flow.pause_reading()
-            cycle.message_event.set()
-
-    def on_message_complete(self) -> None:
-        """The end of a request."""
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.more_body = False
-            cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         """Begin to answer, or wait for the answer before."""
