@@ -83,7 +83,6 @@ async def running(
             forget=store.ledger.forget,
             days=settings.log_retention_days,
         )
-        meter.start()
         cache = AnswerCache(
             settings.cache_bytes,
             _embedder(settings, application),
@@ -108,6 +107,7 @@ async def running(
         )
         try:
             await engine.start()
+            meter.start()
             application.auth = Auth(store)
             application.gateway = gateway
             application.engine = engine
@@ -115,7 +115,7 @@ async def running(
             application.metrics = metrics
             yield store
         finally:
-            application.engine = None
+            application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await gateway.close()
             await meter.close()

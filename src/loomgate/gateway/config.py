@@ -48,7 +48,7 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How a run's model call is tried again when no routing config says how.
 
     ``attempts`` in all, the first included; back-off in seconds, doubling from ``base`` up to ``cap``, with full
-    jitter. An endpoint that asks for more than ``longest_retry_after`` seconds is not tried again: sooner would be no use.
+    jitter. An endpoint that asks for more than ``longest_retry_after`` seconds is not tried again: sooner is no use.
     """
 
     attempts: int = 4

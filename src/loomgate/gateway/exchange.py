@@ -11,6 +11,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
+from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
@@ -22,7 +23,7 @@ from loomgate.providers.dialect import Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.operations import dialect_of, operation, proxied
 from loomgate.providers.transport import Reply, Timeouts, Transport
-from loomgate.wire.chat import Chat, Chunk, Finish
+from loomgate.wire.chat import Chat, Chunk, Finish, RedactedThinking, ThinkingDelta
 from loomgate.wire.ids import new_id
 
 _LONGEST_ERROR = 64 * 1024
@@ -139,7 +140,10 @@ class Exchange:
             if reply.status >= 400:
                 return (await self._refused(request, resolved, reply))[0]
             if doing.passes:
-                return await self._passed(request, reply)
+                answer = await self._passed(request, reply)
+                if target.vendor.finish and answer.status == 200 and _strict(request, effective):
+                    answer = finished_as(answer, target.vendor.finish)
+                return answer
             async with reply:
                 body = await reply.read(_LONGEST_WHOLE)
             content_type = reply.headers.get("content-type", "")
@@ -194,12 +198,21 @@ class Exchange:
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
         headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        kind = reply.headers.get("content-type", "")
+        if kind.startswith("text/event-stream"):  # even if all of it is here: guardrails read it as a stream
+            return Answer(reply.status, stream=_pieces(reply), headers=headers)
         whole = reply.whole
-        if whole is None and not reply.headers.get("content-type", "").startswith("text/event-stream"):
+        if whole is None:
             length = reply.headers.get("content-length", "")
             if length.isdecimal() and int(length) <= _SMALL:
                 async with reply:
                     whole = await reply.read(_SMALL)
+            elif request.endpoint.cached and kind.startswith("application/json"):
+                # Guardrails and the cache look at it as one, however it comes.
+                async with reply:
+                    whole = await reply.read(_LONGEST_WHOLE + 1)
+                if len(whole) > _LONGEST_WHOLE:
+                    raise ProviderError("malformed", f"The answer is longer than {_LONGEST_WHOLE >> 20} MiB.")
         if whole is not None:
             reply.close()
             return Answer(reply.status, whole, headers=headers)
@@ -225,6 +238,8 @@ class Exchange:
     ) -> Answer:
         """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
         first = await anext(chunks)
+        while request.chat is not None and isinstance(first, ThinkingDelta | RedactedThinking):
+            first = await anext(chunks)  # a run has no use for thoughts: until its first word it may be tried again
         told = _with_first(first, chunks)
         if request.chat is not None:
             return Answer(200, chunks=told)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -127,7 +128,7 @@ class GatewayRoutes:
             caller.naming,
             caller.workspace,
             method=method,
-            path=path,
+            path=_as_sent(scope, path),
             query=query.decode("latin-1"),
             headers={
                 name.decode("latin-1"): value.decode("utf-8", "surrogateescape") for name, value in headers.items()
@@ -135,6 +136,22 @@ class GatewayRoutes:
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
+
+
+def _as_sent(scope: Scope, path: str) -> str:
+    """``path``, the end of the request's, as the client wrote it: an escaped slash or question mark is part of a name.
+
+    Raises a 400 `ApiError` for a path that would leave the address it is put behind.
+    """
+    if ".." in path and ".." in path.split("/"):
+        raise bad_request("Invalid path: expected one without '..'.", code="invalid_value")
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%" not in raw:
+        return path
+    before = len(scope["path"]) - len(path)
+    if raw[:before].decode("latin-1") == scope["path"][:before]:
+        return raw[before:].decode("latin-1")
+    return quote(path)
 
 
 def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
@@ -168,7 +185,16 @@ def error_body(error: ApiError) -> bytes:
 
 
 async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
-    if b"pretty" in scope["query_string"] and body[:1] in b"{[" and body:  # RT-09
+    query: bytes = scope["query_string"]
+    if (
+        b"pretty" in query
+        and body
+        and body[:1] in b"{["
+        and b"pretty"
+        in (  # RT-09
+            pair.partition(b"=")[0] for pair in query.split(b"&")
+        )
+    ):
         with contextlib.suppress(msgspec.DecodeError):
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
