@@ -13,6 +13,7 @@ from hypothesis.strategies import DrawFn
 from loomgate.errors import ApiError
 from loomgate.gateway import conditions
 from loomgate.gateway.tree import compile_config
+from loomgate.settings.provider_data import PROVIDER_DATA
 from loomgate.wire.policy import (
     COMPARISONS,
     DEEPEST,
@@ -580,3 +581,7 @@ def test_mutated_configs_are_configs_or_400s(config: dict[str, Any], data: st.Da
             break
     read(config)
     read(msgspec.json.encode(config))
+
+
+def test_settings_and_configs_know_the_same_provider_data() -> None:
+    assert set(OPTIONS) == PROVIDER_DATA
