@@ -53,12 +53,6 @@ def test_headers_that_nobody_knows_are_refused_by_name(name: str) -> None:
     assert f"'x-portkey-{name.replace('_', '-')}'" in refusal(**{name: "x"}).message
 
 
-@pytest.mark.behaviour("RH-17")
-def test_a_list_of_integrated_models_is_refused_and_not_another_given() -> None:
-    assert "keeps no list of models" in refusal(fetch_integrated_models="true", provider="openai").message
-    assert named(fetch_integrated_models="false") == NOTHING
-
-
 @pytest.mark.behaviour("RH-22")
 def test_headers_without_effect_say_nothing() -> None:
     assert named(mode="single", retry_count="5", cache="semantic") == NOTHING

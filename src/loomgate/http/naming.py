@@ -163,16 +163,6 @@ def _flag(field: str) -> Any:
     return flag
 
 
-def _integrated(_found: dict[str, Any], text: str) -> None:
-    """RH-17: there is no list to fetch, so nobody is given another one in its place."""
-    if text.lower() in _TRUE:
-        raise bad_request(
-            "The header 'x-portkey-fetch-integrated-models' is not supported by this server: it keeps no list of "
-            "models. Name a provider to get its own list.",
-            code="unsupported_header",
-        )
-
-
 def _sensitive(found: dict[str, Any], text: str) -> None:
     found["sensitive"] = tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
@@ -204,7 +194,7 @@ _READERS: dict[str, Any] = {
     "strict-open-ai-compliance": _strict,
     "debug": _debug,
     "sensitive-headers": _sensitive,
-    "fetch-integrated-models": _integrated,
+    "fetch-integrated-models": _flag("integrated_models"),
     "default-input-guardrails": _guardrails("input_guardrails"),
     "default-output-guardrails": _guardrails("output_guardrails"),
 }

@@ -115,6 +115,7 @@ class Config(ProviderData, frozen=True):
     before_request_hooks: list[dict[str, Any]] | None = None
     after_request_hooks: list[dict[str, Any]] | None = None
     passthrough: bool | None = None
+    fetch_integrated_models: bool | None = None
     cb_config: Breaker | None = None
 
     def __repr__(self) -> str:
@@ -150,6 +151,7 @@ class Naming(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_namespace: str | None = None
     debug: bool = True
     sensitive: tuple[str, ...] = ()
+    integrated_models: bool = False
     input_guardrails: list[str | dict[str, Any]] = []
     output_guardrails: list[str | dict[str, Any]] = []
 
@@ -297,7 +299,6 @@ _MESSAGES = {
 }
 _NOT_OFFERED = {
     "prompt_id": "This server has no prompt templates: send messages",
-    "fetch_integrated_models": "This server keeps no list of models: name a provider to get its own",
 }
 _PATTERNS = {
     r"^[\x20-\x7e]*": "Expected printable ASCII characters",
