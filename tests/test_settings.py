@@ -28,7 +28,7 @@ from loomgate.settings.provider_data import hidden, is_secret, masked_path, unhi
 DOCS = Path(__file__).parent.parent / "docs" / "settings.md"
 WHSEC = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 KEY = bytes(range(200, 232))
-KINDS = (Settings, Provider, VirtualKey, DeclaredConfig, DeclaredGuardrail, Webhook)
+KINDS = (Settings, Provider, VirtualKey, DeclaredConfig, DeclaredGuardrail, Webhook, Price)
 
 
 @pytest.fixture(autouse=True)

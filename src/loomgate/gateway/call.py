@@ -4,16 +4,21 @@ What must live here: values. What must not: decisions. A `Request` is made by ``
 not changed on its way: what a target of the config changes about it is the target's own.
 """
 
+import copy
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from loomgate.errors import ApiError, ProviderError
+from loomgate.gateway import forms
 from loomgate.providers.openai import fields_of
 from loomgate.wire.chat import Chat, Chunk, Usage
 from loomgate.wire.endpoints import Endpoint
 from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
+
+if TYPE_CHECKING:
+    from loomgate.gateway.realtime import Session
 
 Fields = dict[str, Any]
 
@@ -107,6 +112,22 @@ class Request:
         return found if isinstance(found, str) else None
 
     @property
+    def is_form(self) -> bool:
+        """Whether the body is a multipart form."""
+        return self.content_type == "multipart/form-data"
+
+    @property
+    def form_model(self) -> str | None:
+        """The ``model`` of a form."""
+        return forms.model_in(self.body, self.headers.get("content-type", "")) if self.is_form else None
+
+    def with_form_model(self, model: str) -> "Request":
+        """The same form, but for its ``model``."""
+        made = copy.copy(self)
+        made.body = forms.with_model(self.body, self.headers.get("content-type", ""), model)
+        return made
+
+    @property
     def stream(self) -> bool:
         """Whether the client asked for a stream (STM-01)."""
         return self.fields.get("stream") is True
@@ -155,7 +176,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer:
-    """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``).
+    """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``); or the open
+    WebSocket of a realtime call (``session``).
 
     ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
     GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
@@ -176,6 +198,7 @@ class Answer:
         "path",
         "provider",
         "retries",
+        "session",
         "status",
         "stream",
         "trace_id",
@@ -208,9 +231,12 @@ class Answer:
         self.error: ProviderError | None = None
         self.final = False
         self.tries: int | None = None
+        self.session: Session | None = None
 
     async def close(self) -> None:
         """Let go of what is still open: an answer that is not used must not keep its connection."""
         for source in (self.stream, self.chunks):
             if source is not None:
                 await source.aclose()
+        if self.session is not None:
+            self.session.end()

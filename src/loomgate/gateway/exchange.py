@@ -11,9 +11,11 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
+from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
+from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
@@ -21,7 +23,7 @@ from loomgate.providers.dialect import Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.operations import dialect_of, operation, proxied
 from loomgate.providers.transport import Reply, Timeouts, Transport
-from loomgate.wire.chat import Chat, Chunk, Finish
+from loomgate.wire.chat import Chat, Chunk, Finish, RedactedThinking, ThinkingDelta
 from loomgate.wire.ids import new_id
 
 _LONGEST_ERROR = 64 * 1024
@@ -125,6 +127,8 @@ class Exchange:
         timeouts: Timeouts,
     ) -> Answer:
         name = request.endpoint.name
+        if name == "realtime":
+            return await self._opened(request, resolved, target, effective, timeouts)
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
@@ -136,7 +140,10 @@ class Exchange:
             if reply.status >= 400:
                 return (await self._refused(request, resolved, reply))[0]
             if doing.passes:
-                return await self._passed(request, reply)
+                answer = await self._passed(request, reply)
+                if target.vendor.finish and answer.status == 200 and _strict(request, effective):
+                    answer = finished_as(answer, target.vendor.finish)
+                return answer
             async with reply:
                 body = await reply.read(_LONGEST_WHOLE)
             content_type = reply.headers.get("content-type", "")
@@ -160,6 +167,21 @@ class Exchange:
         chunks = _chunks(reply, decoder, target.secrets)
         answer = await self._told(request, chunks, about, stream=chat.stream, decoder=decoder)
         answer.headers += _passing(reply)
+        return answer
+
+    async def _opened(
+        self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
+    ) -> Answer:
+        """The open WebSocket of a realtime call."""
+        if "realtime" not in target.vendor.endpoints:
+            return unsupported(request, resolved.provider)
+        call = realtime_call(target, resolved.model, request.query, request.headers)
+        more = _forwarded(request, effective, target)
+        call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+        if target.auth is not None:
+            call = target.auth(call)
+        answer = Answer(200)
+        answer.session = await open_session(self._transport, call, timeouts)
         return answer
 
     async def _reply(
@@ -216,6 +238,8 @@ class Exchange:
     ) -> Answer:
         """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
         first = await anext(chunks)
+        while request.chat is not None and isinstance(first, ThinkingDelta | RedactedThinking):
+            first = await anext(chunks)  # a run has no use for thoughts: until its first word it may be tried again
         told = _with_first(first, chunks)
         if request.chat is not None:
             return Answer(200, chunks=told)

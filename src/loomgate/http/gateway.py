@@ -21,6 +21,7 @@ from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
+from loomgate.http.protocol import WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -38,6 +39,7 @@ _EXACT: dict[str, Endpoint] = {
     "/v1" + row.path: row for row in ENDPOINTS.values() if row.path and not row.path.endswith("/")
 }
 _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
+    ("/v1/models/", ENDPOINTS["models"]),
     ("/v1/responses/", ENDPOINTS["responses"]),
     ("/v1/files/", ENDPOINTS["files"]),
     ("/v1/batches/", ENDPOINTS["batches"]),
@@ -85,7 +87,7 @@ class GatewayRoutes:
             request = await self._request(auth, scope, receive, endpoint, path)
             leaving = _Leaving(receive)
             answer = await gateway.call(request)
-            head += _headers(answer)
+            head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return
@@ -93,11 +95,11 @@ class GatewayRoutes:
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Left:
             return
         except asyncio.CancelledError:
@@ -112,7 +114,7 @@ class GatewayRoutes:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         finally:
             if leaving is not None:
                 leaving.end()
@@ -123,6 +125,10 @@ class GatewayRoutes:
         caller = await auth.caller(scope, headers, azure=False)
         if method != "POST" and endpoint.name not in _MANY_METHODS:
             raise ApiError(405, f"Method {method[:20]} is not allowed here. Expected POST.", headers={"allow": "POST"})
+        if endpoint.name == "realtime":
+            raise ApiError(
+                426, "Expected a WebSocket: send the headers of its handshake.", headers={"upgrade": "websocket"}
+            )
         body = b""
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
@@ -164,7 +170,7 @@ def _as_sent(scope: Scope, path: str) -> str:
     return quote(path)
 
 
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """GATEWAY section 4."""
     made = [
         (b"x-portkey-trace-id", answer.trace_id.encode("latin-1", "replace")),
@@ -179,12 +185,13 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     return made
 
 
-def _error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+    """The headers of an error's answer."""
     made = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
     return [*made, _JSON]
 
 
-def _error_body(error: ApiError, endpoint: Endpoint) -> bytes:
+def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
     """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
     read."""
     if endpoint.name in ANTHROPIC:
@@ -212,6 +219,9 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
         head.append((b"content-length", b"%d" % len(body)))
+    if WHOLE in scope.get("extensions", ()):
+        await send({"type": WHOLE, "status": status, "headers": head, "body": body})
+        return
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 

@@ -13,29 +13,15 @@ import msgspec
 from loomgate.errors import bad_request
 from loomgate.http.refusal import shortened
 from loomgate.wire.policy import Config, Naming, decode_config
+from loomgate.wire.provider_data import OPTION_HEADERS
 
 Headers = Mapping[bytes, bytes]
 
 PREFIX = b"x-portkey-"
 _TRUE = frozenset({"true", "1", "yes"})
 
-# Provider data, by the header's name below the prefix: its name in a config (CFG-27; RH-30 to RH-41).
-_OPTIONS: dict[str, str] = {
-    "openai-organization": "openai_organization",
-    "openai-project": "openai_project",
-    "azure-resource-name": "resource_name",
-    "azure-deployment-id": "deployment_id",
-    "azure-api-version": "api_version",
-    "azure-model-name": "azure_model_name",
-    "workers-ai-account-id": "workers_ai_account_id",
-    "mistral-fim-completion": "mistral_fim_completion",
-    "huggingface-base-url": "huggingface_base_url",
-    "fireworks-account-id": "fireworks_account_id",
-    "snowflake-account": "snowflake_account",
-}
-_OPTION_PREFIXES = ("azure-", "aws-", "amz-", "amzn-", "vertex-", "stability-", "oracle-", "provider-", "file-")
 # Names that OpenAI's or Anthropic's own headers have as well: read where they are sent on (`gateway/exchange`).
-_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version", "model-type"})
+_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version"})
 # Without effect in the reference (RH-22), and facts about the client.
 _IDLE = frozenset("mode retry-count cache runtime runtime-version package-version os arch".split())
 
@@ -83,11 +69,11 @@ def _read(given: tuple[tuple[bytes, bytes], ...], own: str | None) -> Naming:
         reader = _READERS.get(name)
         if reader is not None:
             reader(found, text)
-        elif (option := _OPTIONS.get(name)) is not None:
+        elif name in _ELSEWHERE or name in _IDLE:
+            continue
+        elif (option := OPTION_HEADERS.get(name)) is not None:
             options[option] = text
-        elif name.startswith(_OPTION_PREFIXES):
-            options[name.replace("-", "_")] = text
-        elif name not in _ELSEWHERE and name not in _IDLE:
+        else:
             raise bad_request(
                 f"The header 'x-portkey-{shortened(name)}' is not supported by this server.", code="unsupported_header"
             )

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from loomgate.settings.provider_data import is_secret
+
 # What becomes a header's value, a label of a host name, or a segment of a path must not end it and begin another.
 Plain = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z")]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")]
@@ -123,6 +125,4 @@ OPTION_HEADERS: dict[str, str] = {
 # Those that are an address, for which the rules of custom hosts hold (HOST-04).
 URL_OPTIONS = ("azure_foundry_url", "huggingface_base_url")
 # Those that prove who is calling: they must not go to an address that somebody else chose.
-SECRET_OPTIONS = tuple(
-    name for name in OPTIONS if name.endswith(("secret", "secret_access_key", "token", "_json", "private_key"))
-)
+SECRET_OPTIONS = tuple(name for name in OPTIONS if is_secret(name))

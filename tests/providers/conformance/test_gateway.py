@@ -129,7 +129,7 @@ async def test_thoughts_may_be_thought_again() -> None:
     found, server = await ask(
         wire, chat(wire), streamed(wire, broken), streamed(wire, wire.stream(Answer(text=["Yes"])))
     )
-    assert (found.thinking, found.text, len(server.asked)) == ("Hm.", "Yes", 2)
+    assert (found.thinking, found.text, len(server.asked)) == ("", "Yes", 2)
 
 
 @scenario("malformed")
