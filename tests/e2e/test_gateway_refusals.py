@@ -67,7 +67,13 @@ def test_custom_hosts_that_are_refused(way: Way, host: str) -> None:
     found = way.named(custom_host=host).chat()
     assert found.status == 400
     assert "Invalid custom host" in found.json["message"]
-    for config in ({"custom_host": host}, {"strategy": {"mode": "fallback"}, "targets": [{"targets": [{"custom_host": host}], "strategy": {"mode": "single"}}]}):
+    for config in (
+        {"custom_host": host},
+        {
+            "strategy": {"mode": "fallback"},
+            "targets": [{"targets": [{"custom_host": host}], "strategy": {"mode": "single"}}],
+        },
+    ):
         found = way.config(config).chat()
         assert found.status == 400, found.body
         assert "custom host" in found.body.decode().lower()
@@ -207,7 +213,11 @@ def test_an_endpoint_that_the_provider_does_not_have(way: Way) -> None:
 @pytest.mark.parametrize("provider", ["openai", "bedrock", "vertex-ai"])
 def test_a_chat_without_a_model(way: Way, provider: str) -> None:
     named = way.at(provider).named(
-        aws_access_key_id="AKIA", aws_secret_access_key="s", aws_region="us-east-1", vertex_project_id="p", vertex_region="r"
+        aws_access_key_id="AKIA",
+        aws_secret_access_key="s",
+        aws_region="us-east-1",
+        vertex_project_id="p",
+        vertex_region="r",
     )
     found = named.post("/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
     assert found.status == 400, found.body
