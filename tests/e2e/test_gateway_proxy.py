@@ -176,7 +176,9 @@ def test_the_beta_header_comes_from_the_client_alone(way: Way) -> None:
             assert way.upstream.last.headers.get("openai-beta") == expected
 
 
-@pytest.mark.parametrize("status", ["400 Bad Request", "404 Not Found", "418 I'm a teapot", "429 Too Many Requests", "500 Oops"])
+@pytest.mark.parametrize(
+    "status", ["400 Bad Request", "404 Not Found", "418 I'm a teapot", "429 Too Many Requests", "500 Oops"]
+)
 @pytest.mark.behaviour("GERR-08", "PRX-06", "RSP-08")
 def test_errors_of_proxied_paths_pass_unchanged(way: Way, status: str) -> None:
     body = b'{"error" : {"message":"No thread found","type":"x"} }'
@@ -253,7 +255,11 @@ def test_an_assistants_server_behind_the_gateway(gateway: Server) -> None:
     direct = Client(gateway.url, behind)
     assistant = front.raw("POST", "/v1/proxy/assistants", b'{"model":"scripted"}', check=False).json
     assert direct.get(f"/assistants/{assistant['id']}") == assistant
-    body = {"assistant_id": assistant["id"], "stream": True, "thread": {"messages": [{"role": "user", "content": "/say Hi."}]}}
+    body = {
+        "assistant_id": assistant["id"],
+        "stream": True,
+        "thread": {"messages": [{"role": "user", "content": "/say Hi."}]},
+    }
     found = front.raw("POST", "/v1/proxy/threads/runs", json.dumps(body).encode(), check=False)
     assert found.status == 200
     assert found.body.endswith(b"event: done\ndata: [DONE]\n\n")

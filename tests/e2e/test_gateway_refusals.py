@@ -25,7 +25,7 @@ def _refused(found: Response, message: str, status: int = 400) -> dict[str, Any]
 
 
 @pytest.mark.behaviour("VAL-01", "VAL-21")
-@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/embeddings"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings"])
 def test_a_content_type_that_nobody_reads(way: Way, path: str) -> None:
     _refused(way.raw("POST", path, b"<a/>", content_type="application/xml"), "Invalid content type passed")
     assert not way.upstream.asked
@@ -67,7 +67,13 @@ def test_custom_hosts_that_are_refused(way: Way, host: str) -> None:
     found = way.named(custom_host=host).chat()
     assert found.status == 400
     assert "Invalid custom host" in found.json["message"]
-    for config in ({"custom_host": host}, {"strategy": {"mode": "fallback"}, "targets": [{"targets": [{"custom_host": host}], "strategy": {"mode": "single"}}]}):
+    for config in (
+        {"custom_host": host},
+        {
+            "strategy": {"mode": "fallback"},
+            "targets": [{"targets": [{"custom_host": host}], "strategy": {"mode": "single"}}],
+        },
+    ):
         found = way.config(config).chat()
         assert found.status == 400, found.body
         assert "custom host" in found.body.decode().lower()
@@ -111,7 +117,9 @@ def test_a_config_of_the_old_form(way: Way) -> None:
 
 @pytest.mark.behaviour("VAL-08")
 def test_a_config_that_is_no_json(way: Way) -> None:
-    _refused(way.named(config="{nonsense").chat(), "Invalid config passed. You need to pass a valid json")
+    message = "Invalid config passed. You need to pass a valid json (in x-portkey-config)"
+    for config in ("{nonsense", "[" * 20_000, '{"a":NaN}'):
+        _refused(way.named(config=config).chat(), message)
 
 
 @pytest.mark.behaviour("VAL-09", "RH-13")
@@ -121,8 +129,8 @@ def test_forwarding_itself(way: Way) -> None:
 
 
 @pytest.mark.behaviour("VAL-20", "VAL-21")
-@pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"a":NaN}', b"[" * 100_000, b'{"model":1}'])
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/messages", "/embeddings", "/rerank"])
+@pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"a":NaN}', b"[" * 100_000])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/messages", "/embeddings", "/responses"])
 def test_bodies_that_cannot_be_read(way: Way, path: str, body: bytes) -> None:
     found = way.raw("POST", path, body)
     assert found.status == 400, found.body
@@ -207,7 +215,11 @@ def test_an_endpoint_that_the_provider_does_not_have(way: Way) -> None:
 @pytest.mark.parametrize("provider", ["openai", "bedrock", "vertex-ai"])
 def test_a_chat_without_a_model(way: Way, provider: str) -> None:
     named = way.at(provider).named(
-        aws_access_key_id="AKIA", aws_secret_access_key="s", aws_region="us-east-1", vertex_project_id="p", vertex_region="r"
+        aws_access_key_id="AKIA",
+        aws_secret_access_key="s",
+        aws_region="us-east-1",
+        vertex_project_id="p",
+        vertex_region="r",
     )
     found = named.post("/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
     assert found.status == 400, found.body

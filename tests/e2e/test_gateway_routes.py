@@ -144,7 +144,9 @@ def test_the_key_of_this_server_comes_first(way: Way, key: str) -> None:
 
 
 def _stored(gateway: Server, workspace: str, upstream: StandIn) -> str:
-    made = gateway.store.virtual_keys.create(workspace, "team", "openai", "sk-stored-key-0123456789", upstream.url + "/v1")
+    made = gateway.store.virtual_keys.create(
+        workspace, "team", "openai", "sk-stored-key-0123456789", upstream.url + "/v1"
+    )
     assert gateway.run(made)
     return gateway.new_key(workspace)
 
@@ -166,7 +168,10 @@ def _stored(gateway: Server, workspace: str, upstream: StandIn) -> str:
 @pytest.mark.behaviour("AUTH-02", "AUTH-03", "AUTH-07", "AUTH-08", "RH-02", "RH-03", "RH-04", "AUTH-11")
 def test_ways_to_a_stored_key(gateway: Server, upstream: StandIn, headers: dict[str, str], model: str) -> None:
     key = _stored(gateway, f"stored-{upstream.url}", upstream)
-    sent = {"x-portkey-api-key": key, **{name: value.replace("KEY", f"Bearer {key}") if value == "KEY" else value for name, value in headers.items()}}
+    sent = {
+        "x-portkey-api-key": key,
+        **{name: value.replace("KEY", f"Bearer {key}") if value == "KEY" else value for name, value in headers.items()},
+    }
     upstream.say(chat_answer())
     body = json.dumps({"model": model, "messages": []}).encode()
     found = Client(gateway.url, None, headers=sent).raw("POST", "/v1/chat/completions", body, check=False)
@@ -220,7 +225,9 @@ def test_anthropics_own_header_for_the_key(way: Way) -> None:
 
 
 @pytest.mark.behaviour("AUTH-08", "AUTH-09")
-@pytest.mark.parametrize("headers", [{"provider": "@nobody"}, {"provider": "@"}, {"virtual_key": "nobody", "provider": ""}])
+@pytest.mark.parametrize(
+    "headers", [{"provider": "@nobody"}, {"provider": "@"}, {"virtual_key": "nobody", "provider": ""}]
+)
 def test_a_stored_key_that_nobody_has(way: Way, headers: dict[str, str]) -> None:
     found = way.named(**headers, custom_host="").chat()
     assert found.status == 400
@@ -288,7 +295,9 @@ def test_a_namespace_parts_the_cache_by_itself(way: Way) -> None:
 
 
 @pytest.mark.behaviour("RH-12", "STR-01")
-@pytest.mark.parametrize(("given", "strict"), [("", True), ("true", True), ("FALSE", True), ("0", True), ("false", False)])
+@pytest.mark.parametrize(
+    ("given", "strict"), [("", True), ("true", True), ("FALSE", True), ("0", True), ("false", False)]
+)
 def test_only_the_text_false_ends_strictness(way: Way, given: str, strict: bool) -> None:
     config = way.config({"input_guardrails": [{"default.wordCount": {"minWords": 0, "maxWords": 99}}]})
     way.upstream.stream(b'data: {"choices":[]}\n\n', b"data: [DONE]\n\n")
@@ -346,7 +355,9 @@ def test_headers_without_effect(way: Way) -> None:
 def test_names_of_headers_in_any_case(way: Way) -> None:
     way.upstream.at("POST", chat_answer())
     sent = {name.upper(): value for name, value in way.sent().items()}
-    found = Client(way.url, None, headers=sent).raw("POST", "/v1/chat/completions", b'{"model":"m","messages":[]}', check=False)
+    found = Client(way.url, None, headers=sent).raw(
+        "POST", "/v1/chat/completions", b'{"model":"m","messages":[]}', check=False
+    )
     assert found.status == 200
     assert not [name for name in way.upstream.last.headers if name.startswith("x-portkey")]
 

@@ -88,6 +88,10 @@ class Request:
             return {}
         try:
             found = _decode(self.body)
+        except RecursionError:
+            raise ApiError(
+                400, "The request body is not valid: it is nested too deeply.", code="invalid_json"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError(400, f"The request body is not valid JSON: {error}", code="invalid_json") from None
         if not isinstance(found, dict):

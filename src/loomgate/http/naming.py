@@ -131,7 +131,7 @@ def _metadata(found: dict[str, Any], text: str) -> None:
     """RH-08: what is no JSON object counts as none."""
     try:
         given = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return
     if isinstance(given, dict):
         pairs = cast(dict[str, Any], given).items()
@@ -171,7 +171,7 @@ def _guardrails(field: str) -> Any:
     def read(found: dict[str, Any], text: str) -> None:
         try:
             found[field] = msgspec.json.decode(text, type=list[str | dict[str, Any]])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise bad_request(
                 f"Invalid header '{header}': expected a JSON array of guardrails. {error}", code="invalid_value"
             ) from None
