@@ -99,7 +99,7 @@ def test_a_client_that_leaves_between_two_tries(caller: Caller, endpoint: Start)
     upstream = endpoint(play)
     config = '{"provider":"openai","retry":{"attempts":5,"on_status_codes":[503],"use_retry_after_header":true}}'
     asking = caller.ask("/chat/completions", chat(), caller.headers(upstream.url, "", config=config))
-    eventually(lambda: upstream.requests)
+    print(asking.rest()); eventually(lambda: upstream.requests)
     asking.leave()
     (record,) = caller.log()
     assert record["response"]["status"] == 499, record
