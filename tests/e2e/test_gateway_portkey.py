@@ -18,7 +18,6 @@ with warnings.catch_warnings():
 from loomgate.wire.chat import Usage
 from tests.providers.conformance.suite import Answer
 from tests.providers.conformance.wire_anthropic import AnthropicWire
-from tests.support.node import play
 from tests.support.server import Server
 from tests.support.standin import StandIn, chat_answer, chat_events
 from tests.support.way import OWN

@@ -23,7 +23,7 @@ from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
-from loomgate.http.protocol import WHOLE
+from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -116,11 +116,18 @@ class GatewayRoutes:
         except Left:
             return
         except asyncio.CancelledError:
-            if leaving is None or not leaving.gone:
-                raise
+            # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
+            if leaving is not None and leaving.gone:
+                return
+            log.warning("request %s: the server stops before its answer is whole", request_id)
+            if started:
+                await send(CUT)
+                return
+            error = overloaded()
+            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error, endpoint))
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
@@ -288,7 +295,7 @@ async def _send_stream(
     send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
     """Send the pieces as they come, no faster than the client takes them. One that breaks off has no end (STM-10):
-    the server then closes the connection, by which the client knows."""
+    the connection is closed, by which the client knows."""
     async with contextlib.aclosing(stream):
         await send({"type": "http.response.start", "status": status, "headers": head})
         try:
@@ -296,6 +303,7 @@ async def _send_stream(
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except ProviderError as error:
             log.warning("an answer broke off: %s", error.message)
+            await send(CUT)
             return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
