@@ -3,7 +3,7 @@
 import http.client
 import json
 import socket
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from loomgate.wire.chat import Usage
 from tests.providers.conformance.suite import Answer, Wire, wires
+from tests.support.eventually import eventually
 from tests.support.standin import chat_events
 from tests.support.way import Way
 
@@ -104,14 +105,6 @@ def _open(way: Way, path: str = "/chat/completions") -> Iterator[http.client.HTT
         connection.close()
 
 
-def _until(condition: Any) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < 5
-        time.sleep(0.005)
-    return time.monotonic() - began
-
-
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_a_client_that_leaves_ends_the_call_at_once(way: Way, provider: str) -> None:
     first = (
@@ -124,7 +117,7 @@ def test_a_client_that_leaves_ends_the_call_at_once(way: Way, provider: str) -> 
     with _open(there) as answer:
         assert answer.read1(10)
         assert way.upstream.open == 1
-    assert _until(lambda: way.upstream.open == 0) < 1
+    eventually(lambda: way.upstream.open == 0, patience=1.0)
 
 
 def test_a_client_that_leaves_before_the_answer_ends_the_call(way: Way) -> None:
@@ -138,8 +131,8 @@ def test_a_client_that_leaves_before_the_answer_ends_the_call(way: Way) -> None:
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        _until(lambda: way.upstream.asked)
-    assert _until(lambda: way.upstream.open == 0) < 1
+        eventually(lambda: way.upstream.asked)
+    eventually(lambda: way.upstream.open == 0, patience=1.0)
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/proxy/big"])
@@ -151,11 +144,11 @@ def test_a_slow_reader_slows_the_endpoint_down(way: Way, path: str) -> None:
         assert answer.read(5)
         sent = -1
         while sent != (sent := way.upstream.sent):
-            time.sleep(0.1)
+            threading.Event().wait(0.1)  # for what is to stay as it is there is nothing to wait for
         assert sent < 32 * 1024 * 1024
         answer.read(sent)  # and it goes on as soon as somebody reads
-        assert _until(lambda: way.upstream.sent > sent) < 5
-    _until(lambda: way.upstream.open == 0)
+        eventually(lambda: way.upstream.sent > sent)
+    eventually(lambda: way.upstream.open == 0)
 
 
 @pytest.mark.behaviour("TMO-02")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _LONGEST = 256 * 1024  # bytes of a body that are worth copying behind their head
 _NO_BODY = frozenset({204, 304})
+# A message of ours beside ASGI's: the answer that has begun ends here, without its end, and so does the connection.
+CUT: dict[str, Any] = {"type": "loomgate.response.cut"}
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
@@ -43,6 +45,10 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: "ASGISendEvent") -> None:
         """ASGI. The head of an answer that says its length waits for the body, which follows at once."""
         given = cast(dict[str, Any], message)
+        if given is CUT:
+            self.disconnected = True  # as if the client had left: nothing more is said, and nobody complains of that
+            self.transport.close()
+            return
         if given["type"] == WHOLE:
             whole = None
             if self._head is None and not self.response_started:
