@@ -207,8 +207,8 @@ class Exchange:
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
         headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
-        kind = reply.headers.get("content-type", "")
-        if kind.startswith("text/event-stream"):  # even if all of it is here: guardrails read it as a stream
+        kind = next((value for name, value in headers if name == b"content-type"), b"")
+        if kind.startswith(b"text/event-stream"):  # even if all of it is here: guardrails read it as a stream
             return Answer(reply.status, stream=_pieces(reply), headers=headers)
         whole = reply.whole
         if whole is None:
@@ -216,7 +216,7 @@ class Exchange:
             if length.isdecimal() and int(length) <= _SMALL:
                 async with reply:
                     whole = await reply.read(_SMALL)
-            elif request.endpoint.cached and kind.startswith("application/json"):
+            elif request.endpoint.cached and kind.startswith(b"application/json"):
                 # Guardrails and the cache look at it as one, however it comes.
                 async with reply:
                     whole = await reply.read(_LONGEST_WHOLE + 1)

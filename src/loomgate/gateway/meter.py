@@ -431,7 +431,10 @@ def _trimmed(request: Request, held: int) -> Request:
 
 def _traced(request: Request) -> str:
     """The trace of a W3C ``traceparent`` header (version-trace-parent-flags), "" if there is none that is valid."""
-    parts = request.headers.get("traceparent", "").split("-")
+    given = request.headers.get("traceparent")
+    if given is None:
+        return ""
+    parts = given.split("-")
     if len(parts) < 4 or len(parts[1]) != 32 or not parts[1].strip("0"):
         return ""
     try:

@@ -32,10 +32,12 @@ def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None
     """
     if not body or content_type.startswith(("audio/", "image/", "video/")):
         return None
-    # Nearly always an answer in OpenAI's format, with one thing of that name.
-    at = body.find(b'"usage')
-    if at >= 0 and body.startswith(b'"usage":{', at) and body.find(b'"usage', at + 8) < 0:
-        usual = _usual(body, at + 8)
+    # Nearly always an answer in OpenAI's format, with one thing of that name or none: counting them is quick.
+    named = body.count(b'"usage')
+    if not named and b'"billed_units"' not in body:
+        return None
+    if named and (at := body.find(b'"usage":{')) >= 0 and (named == 1 or named == 1 + body.count(b'"usage":null')):
+        usual = _usual(body, at + len(b'"usage":'))
         if usual is not None:
             return usual
     told: dict[str, int] = {}

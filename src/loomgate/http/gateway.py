@@ -83,6 +83,7 @@ class GatewayRoutes:
 
     def __init__(self, application: "Application") -> None:
         self._application = application
+        self._patience = _Patience()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
         """Answer one request, whatever happens."""
@@ -95,7 +96,7 @@ class GatewayRoutes:
             if gateway is None or auth is None:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive)
+            leaving = _Leaving(receive, self._patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -308,30 +309,60 @@ async def _send_stream(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Patience:
+    """Lets requests `_Leaving.begin` after a moment: one timer for all of them, since few are still there then."""
+
+    __slots__ = ("_loop", "_new", "_old")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
+        self._new: set[_Leaving] = set()  # since the last look
+        self._old: set[_Leaving] = set()  # of the time before it
+
+    def add(self, leaving: "_Leaving") -> None:
+        self._new.add(leaving)
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_later(_MOMENT / 2, self._look)
+
+    def remove(self, leaving: "_Leaving") -> None:
+        self._new.discard(leaving)
+        self._old.discard(leaving)
+
+    def _look(self) -> None:
+        patient, self._old, self._new = self._old, self._new, set()
+        for leaving in patient:
+            leaving.begin()
+        if self._old and self._loop is not None:
+            self._loop.call_later(_MOMENT / 2, self._look)
+        else:
+            self._loop = None
+
+
 class _Leaving:
     """Cancels the task of a request whose client goes away: nobody pays for an answer that nobody reads.
 
     Most answers are there before anybody could leave, so it begins to look after a moment, or by `begin`.
     """
 
-    __slots__ = ("_loop", "_receive", "_task", "_timer", "_watching", "gone")
+    __slots__ = ("_patience", "_receive", "_task", "_watching", "gone")
 
-    def __init__(self, receive: Receive) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, receive: Receive, patience: "_Patience") -> None:
         self._receive = receive
         self._task = asyncio.current_task()
         self._watching: asyncio.Task[None] | None = None
         self.gone = False
-        self._timer = self._loop.call_later(_MOMENT, self.begin)
+        self._patience = patience
+        patience.add(self)
 
     def begin(self) -> None:
         """Look from now on."""
         if self._watching is None:
-            self._watching = self._loop.create_task(self._watch())
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def end(self) -> None:
         """Look no longer."""
-        self._timer.cancel()
+        self._patience.remove(self)
         if self._watching is not None:
             self._watching.cancel()
 
