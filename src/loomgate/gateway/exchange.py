@@ -4,6 +4,7 @@ What must live here: which way a body goes (as it is, by an operation, or throug
 endpoint's status, headers and failure become. What must not: whether it is tried again, or somewhere else.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -14,6 +15,7 @@ from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
+from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
@@ -32,6 +34,7 @@ _DRAIN = Timeouts(idle=0.5)
 _TIMEOUTS = Timeouts()
 
 _encode = msgspec.json.Encoder().encode
+_MESSAGES = MessagesFront()
 
 # Headers that concern one connection (RFC 9110 7.6.1), or are made anew for the client (RSP-07).
 _OURS = frozenset(
@@ -106,6 +109,10 @@ class Exchange:
 
     async def play(self, request: Request, fields: Fields, tries: int) -> Answer:
         """The deterministic model's answer: no endpoint, the same ways back."""
+        if request.endpoint.name == "count_tokens":
+            answer = await _counted(fields)
+            answer.provider, answer.model = "scripted", str(fields["model"])
+            return answer
         call = _chat(request, fields)
         about = _about("scripted", call.model, fields)
         try:
@@ -145,6 +152,8 @@ class Exchange:
                 200, made.body, headers=[(b"content-type", made.content_type.encode("latin-1")), *_passing(reply)]
             )
         front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
+        if name == "count_tokens" and dialect_of(target, resolved.model, "messages") is not None:
+            return await _counted({**fields, "model": resolved.model or fields.get("model")})
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)
         chat = _chat(request, fields)
@@ -303,6 +312,11 @@ def unsupported(request: Request, provider: str) -> Answer:
     answer.final = True
     answer.error = ProviderError("route", message)
     return answer
+
+
+async def _counted(fields: Fields) -> Answer:
+    """How many tokens a message would have, counted here: the endpoint answers such messages but does not count."""
+    return Answer(200, _encode(await asyncio.to_thread(_MESSAGES.count_tokens, fields)), headers=[JSON])
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
