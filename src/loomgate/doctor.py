@@ -305,6 +305,7 @@ async def _reach(provider: Provider) -> Finding:
         if Credentials.needed(target):
             target = await Credentials(transport).opened(target, patience, trusted=True)
         call = replace(dialect.request(Chat(model=_NO_MODEL, messages=[]), target), body=b"{}")
+        site = _site(call.url)  # its placeholders are filled in
         if target.auth is not None:
             call = target.auth(call)
         async with await transport.send(call, patience) as reply:

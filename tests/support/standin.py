@@ -82,7 +82,9 @@ class StandIn:
             lines = [f"HTTP/1.1 {said.status}", *(f"{name}: {value}" for name, value in said.headers)]
             bare = said.status[:3] in ("204", "304")
             if not bare:
-                lines.append("Transfer-Encoding: chunked" if said.pieces is not None else f"Content-Length: {len(said.body)}")
+                lines.append(
+                    "Transfer-Encoding: chunked" if said.pieces is not None else f"Content-Length: {len(said.body)}"
+                )
             await peer.say("\r\n".join([*lines, "", ""]).encode("latin-1"))
             if request.line.startswith("HEAD ") or bare:
                 continue

@@ -12,6 +12,7 @@ import msgspec
 from loomgate import clock
 from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
+from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
@@ -143,7 +144,10 @@ class Exchange:
             if reply.status >= 400:
                 return (await self._refused(request, resolved, reply))[0]
             if doing.passes:
-                return await self._passed(request, reply)
+                answer = await self._passed(request, reply)
+                if target.vendor.finish and answer.status == 200 and _strict(request, effective):
+                    answer = finished_as(answer, target.vendor.finish)
+                return answer
             async with reply:
                 body = await reply.read(_LONGEST_WHOLE)
             content_type = reply.headers.get("content-type", "")

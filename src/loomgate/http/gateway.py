@@ -180,8 +180,14 @@ def _error_body(error: ApiError) -> bytes:
 
 async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
     query: bytes = scope["query_string"]
-    if b"pretty" in query and body and body[:1] in b"{[" and b"pretty" in (  # RT-09
-        pair.partition(b"=")[0] for pair in query.split(b"&")
+    if (
+        b"pretty" in query
+        and body
+        and body[:1] in b"{["
+        and b"pretty"
+        in (  # RT-09
+            pair.partition(b"=")[0] for pair in query.split(b"&")
+        )
     ):
         with contextlib.suppress(msgspec.DecodeError):
             body = msgspec.json.format(body, indent=2)

@@ -84,6 +84,7 @@ def _like_openai(
     default_model: str | None = None,
     headers: Mapping[str, str] = _NONE,
     models: tuple[str, ...] = (),
+    finish: Mapping[str, str] = _NONE,
 ) -> Vendor:
     """A vendor of the plainest kind: OpenAI's paths, with the older name of max_tokens."""
     return Vendor(
@@ -96,6 +97,7 @@ def _like_openai(
         drop=drop,
         default_model=default_model,
         models=models,
+        finish=finish,
     )
 
 
@@ -248,7 +250,9 @@ _ROWS = (
         key_prefix="",
         dialect="palm",
     ),
-    _like_openai("together-ai", "https://api.together.xyz", "c t e rr", "/v1", drop=_PLAIN_TOOLS),
+    _like_openai(
+        "together-ai", "https://api.together.xyz", "c t e rr", "/v1", drop=_PLAIN_TOOLS, finish={"eos": "stop"}
+    ),
     _like_openai(
         "perplexity-ai",
         "https://api.perplexity.ai",
@@ -264,6 +268,7 @@ _ROWS = (
         switched={"mistral_fim_completion": {"chat": "/fim/completions"}},
         rename=_OLD,
         drop=frozenset({"stream_options"}),
+        finish={"model_length": "length", "error": "stop"},
         models=("mistral-*", "ministral-*", "magistral-*", "codestral-*", "pixtral-*", "open-mistral-*"),
     ),
     _like_openai("deepinfra", "https://api.deepinfra.com/v1/openai", "c", drop=_PLAIN_TOOLS),
@@ -343,6 +348,7 @@ _ROWS = (
         "/v1",
         drop=_PLAIN_TOOLS,
         models=("deepseek-chat", "deepseek-reasoner"),
+        finish={"insufficient_system_resource": "stop"},
     ),
     _like_openai("predibase", "https://serving.app.predibase.com", "c", "/{user}/deployments/v2/llms/{base_model}/v1"),
     Vendor(name="triton", base_url=None, endpoints={"complete": "/generate"}, auth="none", dialect="triton"),

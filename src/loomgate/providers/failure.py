@@ -35,6 +35,7 @@ _KINDS: dict[int, ProviderErrorKind] = {
 # Keys and tokens as vendors write them, wherever they turn up in a message; the exact key of a call is masked as well.
 _KEY_LIKE = re.compile(r"\b(sk|gsk|pplx|fw|xai|r8|hf|key)([-_])[A-Za-z0-9_\-]{12,}")
 _GOOGLE = re.compile(r"\b(AIza|ya29\.|AQ\.)[A-Za-z0-9_.\-]{20,}")
+_SHORTEST = 4  # a placeholder such as "k" is no secret, and would take every k out of the text
 _BEARER = re.compile(r"(?i)\bbearer\s+[A-Za-z0-9._~+/\-]{8,}=*")
 
 
@@ -111,6 +112,6 @@ def _number(value: str | None) -> float | None:
 def masked(text: str, *secrets: str | None) -> str:
     """``text`` with each of ``secrets`` and everything that looks like an API key replaced by ``***``."""
     for secret in secrets:
-        if secret:
+        if secret and len(secret) >= _SHORTEST:
             text = text.replace(secret, "***")
     return _BEARER.sub("Bearer ***", _KEY_LIKE.sub(r"\1\2***", _GOOGLE.sub(r"\1***", text)))

@@ -54,7 +54,8 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
 
     For chat and completions: ``rename``: request fields under the name the endpoint knows; ``drop``: fields (our name
     or the renamed one) that it refuses; ``default_model``: for a body that names none (PV-90); ``developer``: whether
-    it knows that role (TR-05). ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
+    it knows that role (TR-05); ``finish``: its own finish reasons, as OpenAI's (FR-14 to FR-16).
+    ``models``: patterns (`fnmatch`) of model names that are unmistakably this vendor's.
     ``dialect`` is that of its chat.
     """
 
@@ -79,6 +80,7 @@ class Vendor(msgspec.Struct, frozen=True, kw_only=True):
     drop: frozenset[str] = frozenset()
     default_model: str | None = None
     developer: bool = False
+    finish: Mapping[str, str] = {}
     models: tuple[str, ...] = ()
 
     @property
