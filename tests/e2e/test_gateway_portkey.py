@@ -300,7 +300,7 @@ def test_errors(place: Place) -> None:
 
 @pytest.mark.behaviour("AUTH-02", "RSP-01", "STM-01")
 def test_the_clients_of_node(place: Place) -> None:
-    """tests/node/gateway.mjs: ``openai``, ``portkey-ai`` and ``@anthropic-ai/sdk`` for JavaScript."""
+    """tests/node/ways.mjs: ``openai``, ``portkey-ai`` and ``@anthropic-ai/sdk`` for JavaScript."""
     upstream = place.upstream
     pixel = base64.b64encode(b"\x00\xff").decode()
     row = {"object": "embedding", "index": 0, "embedding": base64.b64encode(b"\x00\x00\x80?").decode()}
@@ -321,7 +321,7 @@ def test_the_clients_of_node(place: Place) -> None:
     upstream.at("POST /streamed/v1/messages ", b"", "200 OK", events, pieces=(ANTHROPIC.stream(said),))
     upstream.at("POST /refused/v1/messages ", refusal, f"{status} Bad Request")
     results = play(
-        "gateway.mjs",
+        "ways.mjs",
         {
             "LOOMGATE_URL": place.url,
             "LOOMGATE_KEY": place.key,
