@@ -274,12 +274,16 @@ def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
     """How uvicorn carries ``application``: no access log, no trust in forwarded addresses, our own lifespan."""
     import uvicorn
 
-    from loomgate.http.protocol import Protocol
+    from loomgate.http.protocol import Protocol, websocket_protocol
 
     return uvicorn.Config(
         application,
         http=Protocol,
-        ws="none",
+        ws=websocket_protocol,  # pyright: ignore[reportArgumentType] - a factory, where a class is expected
+        ws_max_size=16 * 1024 * 1024,  # bytes of a message, as upstream
+        # A client whose messages wait for a slow endpoint is not read from, so its pongs may be late.
+        ws_ping_timeout=120.0,
+        ws_per_message_deflate=False,
         lifespan="off",
         access_log=False,
         log_config=None,

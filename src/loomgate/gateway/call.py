@@ -6,7 +6,7 @@ not changed on its way: what a target of the config changes about it is the targ
 
 import copy
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -16,6 +16,9 @@ from loomgate.providers.openai import fields_of
 from loomgate.wire.chat import Chat, Chunk, Usage
 from loomgate.wire.endpoints import Endpoint
 from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
+
+if TYPE_CHECKING:
+    from loomgate.gateway.realtime import Session
 
 Fields = dict[str, Any]
 
@@ -90,6 +93,10 @@ class Request:
             return {}
         try:
             found = _decode(self.body)
+        except RecursionError:
+            raise ApiError(
+                400, "The request body is not valid: it is nested too deeply.", code="invalid_json"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError(400, f"The request body is not valid JSON: {error}", code="invalid_json") from None
         if not isinstance(found, dict):
@@ -169,7 +176,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer:
-    """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``).
+    """What goes back to the client, whole (``body``) or as it comes (``stream``), or to a run (``chunks``); or the open
+    WebSocket of a realtime call (``session``).
 
     ``headers`` are those of the endpoint that are passed on, names in lower case. The rest is for the headers of
     GATEWAY section 4, the log and the strategies: where it came from (``provider``, ``model``, ``path``), the retries
@@ -190,6 +198,7 @@ class Answer:
         "path",
         "provider",
         "retries",
+        "session",
         "status",
         "stream",
         "trace_id",
@@ -222,9 +231,12 @@ class Answer:
         self.error: ProviderError | None = None
         self.final = False
         self.tries: int | None = None
+        self.session: Session | None = None
 
     async def close(self) -> None:
         """Let go of what is still open: an answer that is not used must not keep its connection."""
         for source in (self.stream, self.chunks):
             if source is not None:
                 await source.aclose()
+        if self.session is not None:
+            self.session.end()

@@ -115,6 +115,10 @@ async def _none(_workspace: str) -> Any:
     return None
 
 
+async def _no_keys(_workspace: str) -> Mapping[str, StoredKey]:
+    return {}
+
+
 async def _no_guardrails(_workspace: str) -> Mapping[str, dict[str, Any]]:
     return {}
 
@@ -123,10 +127,12 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """How to look up what a workspace has stored, each by workspace and name; ``None`` when there is no such thing.
 
     ``config`` gives the same object until the config changes, and ``guardrails`` until any of them does. ``naming``
-    opens the sealed way of a run by its credential's id. `loomgate.gateway.lookup.Lookup` has them all.
+    opens the sealed way of a run by its credential's id; ``keys`` are all that ``key`` finds, by slug.
+    `loomgate.gateway.lookup.Lookup` has them all.
     """
 
     key: Callable[[str, str], Awaitable[StoredKey | None]] = _nothing
+    keys: Callable[[str], Awaitable[Mapping[str, StoredKey]]] = _no_keys
     config: Callable[[str, str], Awaitable[Config | None]] = _nothing
     naming: Callable[[str, str], Awaitable[Naming | None]] = _nothing
     default_config: Callable[[str], Awaitable[Config | None]] = _none

@@ -17,6 +17,7 @@ from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
+from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
@@ -112,7 +113,7 @@ class Exchange:
         """The deterministic model's answer: no endpoint, the same ways back."""
         if request.endpoint.name == "count_tokens":
             answer = await _counted(fields)
-            answer.provider, answer.model = "scripted", str(fields["model"])
+            answer.provider, answer.model = "scripted", str(fields.get("model"))
             return answer
         call = _chat(request, fields)
         about = _about("scripted", call.model, fields)
@@ -133,6 +134,8 @@ class Exchange:
         timeouts: Timeouts,
     ) -> Answer:
         name = request.endpoint.name
+        if name == "realtime":
+            return await self._opened(request, resolved, target, effective, timeouts)
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
@@ -155,9 +158,9 @@ class Exchange:
             return Answer(
                 200, made.body, headers=[(b"content-type", made.content_type.encode("latin-1")), *_passing(reply)]
             )
-        front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
         if name == "count_tokens" and dialect_of(target, resolved.model, "messages") is not None:
-            return await _counted({**fields, "model": resolved.model or fields.get("model")})
+            return await _counted(fields)
+        front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)
         chat = _chat(request, fields)
@@ -173,6 +176,21 @@ class Exchange:
         chunks = _chunks(reply, decoder, target.secrets)
         answer = await self._told(request, chunks, about, stream=chat.stream, decoder=decoder)
         answer.headers += _passing(reply)
+        return answer
+
+    async def _opened(
+        self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
+    ) -> Answer:
+        """The open WebSocket of a realtime call."""
+        if "realtime" not in target.vendor.endpoints:
+            return unsupported(request, resolved.provider)
+        call = realtime_call(target, resolved.model, request.query, request.headers)
+        more = _forwarded(request, effective, target)
+        call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+        if target.auth is not None:
+            call = target.auth(call)
+        answer = Answer(200)
+        answer.session = await open_session(self._transport, call, timeouts)
         return answer
 
     async def _reply(
@@ -318,12 +336,13 @@ def unsupported(request: Request, provider: str) -> Answer:
     return answer
 
 
-async def _counted(fields: Fields) -> Answer:
-    """How many tokens a message would have, counted here: the endpoint answers such messages but does not count."""
-    return Answer(200, _encode(await asyncio.to_thread(_MESSAGES.count_tokens, fields)), headers=[JSON])
-
-
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+async def _counted(fields: Fields) -> Answer:
+    """An estimate, where the vendor counts no tokens. In a thread: long prompts take a while."""
+    found = await asyncio.to_thread(_MESSAGES.count_tokens, fields)
+    return Answer(200, _encode(found), headers=[JSON])
 
 
 def _chat(request: Request, fields: Fields) -> Chat:

@@ -25,6 +25,7 @@ from loomgate.gateway.guardrails import Guardrail, Guards, compile_guardrails
 from loomgate.gateway.kept import keep, recorded, replayed
 from loomgate.gateway.limits import Limits
 from loomgate.gateway.meter import Meter, Record
+from loomgate.gateway.models import Models, names_upstream
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.resolve import Resolved, Resolver
 from loomgate.gateway.route import Router, is_repeatable
@@ -40,6 +41,7 @@ from loomgate.wire.policy import Config, Naming, Retry
 log = logging.getLogger(__name__)
 
 _CHAT = ENDPOINTS["chat"]
+_MODELS = ENDPOINTS["models"]
 _PLAYED = frozenset({"chat", "complete", "messages", "count_tokens"})
 _MOST_COMPILED = 1000
 # What of a request says where its model calls go; the rest is about how.
@@ -73,6 +75,7 @@ class Gateway:
         self._resolver = Resolver(config, self._stored)
         self._exchange = Exchange(self._transport, config.timeouts)
         self._router = Router(dice)
+        self._models = Models(config, self._stored)
         self._guards = Guards(self._transport.send, trusted=lambda url: hosts.is_trusted(url, config.trusted))
         self._cache = AnswerCache(0, None) if cache is None else cache  # an empty one is false
         self._meter = meter or Meter(None, Prices())
@@ -91,6 +94,8 @@ class Gateway:
         run_id, thread_id = request.run
         record = self._meter.begin(request, run_id=run_id, thread_id=thread_id)
         try:
+            if request.endpoint is _MODELS and await self._wants_own_models(request):
+                return recorded(record, await self._models.answer(request))
             node = await self._node(request)
             if request.chat is None:
                 answer = await self._router.walk(node, request, partial(self._attempt, request, record, 0), skip)
@@ -252,6 +257,14 @@ class Gateway:
         if naming.provider is None and naming.virtual_key is None and naming.custom_host is None:
             return await self._stored.default_config(workspace)
         return None
+
+    async def _wants_own_models(self, request: Request) -> bool:
+        """RT-04: the workspace's own list, unless the request names whose list it wants."""
+        naming = request.naming
+        if naming.integrated_models or not names_upstream(naming):
+            return True
+        config = await self._config_of(naming, request.workspace)
+        return config is not None and config.fetch_integrated_models is True
 
     def _plays(self, request: Request, effective: Effective, model: object) -> bool:
         """Whether the deterministic model is meant."""

@@ -4,6 +4,7 @@ What must live here: following an answer as it goes out. What must not: what is 
 """
 
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import msgspec
 
@@ -76,9 +77,18 @@ def recorded(record: Record, answer: Answer) -> Answer:
         answer.stream = _recorded_bytes(record, answer, answer.stream)
     elif answer.chunks is not None:
         answer.chunks = _recorded_chunks(record, answer, answer.chunks)
+    elif answer.session is not None:
+        answer.status = 101
+        answer.session.sent = record.sent
+        answer.session.finish = partial(_ended, record, answer)
     else:
         record.finish(answer, error=answer.error.message if answer.error is not None else None)
     return answer
+
+
+def _ended(record: Record, answer: Answer, error: str | None) -> None:
+    """A realtime call is over: what broke is told as a 502."""
+    record.finish(answer, error=error, status=502 if error else 101)
 
 
 async def _recorded_bytes(

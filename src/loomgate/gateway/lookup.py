@@ -22,11 +22,12 @@ _MOST = 10_000  # workspaces that are remembered
 class _Memory:
     """What was looked up for one workspace since its last change."""
 
-    __slots__ = ("configs", "guardrails", "keys", "number")
+    __slots__ = ("configs", "guardrails", "keys", "number", "slugs")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.keys: dict[str, StoredKey | None] = {}
+        self.slugs: tuple[str, ...] | None = None
         self.configs: dict[str | None, Config | None] = {}
         self.guardrails: dict[str, dict[str, Any]] | None = None
 
@@ -44,6 +45,7 @@ class Lookup:
         """This, as the gateway asks for it."""
         return Stored(
             key=self.key,
+            keys=self.keys,
             config=self.config,
             naming=self.naming,
             default_config=self.default_config,
@@ -58,6 +60,14 @@ class Lookup:
             memory.keys[slug] = None if found is None else self._opened(workspace, slug, found)
         key = memory.keys[slug]
         return None if key is None or (key.opened is not None and key.opened.expired()) else key
+
+    async def keys(self, workspace: str) -> Mapping[str, StoredKey]:
+        """All virtual keys of the workspace that can be used, by slug."""
+        memory = await self._memory(workspace)
+        if memory.slugs is None:
+            memory.slugs = await self._saved.virtual_keys(workspace)
+        found = {slug: await self.key(workspace, slug) for slug in memory.slugs}
+        return {slug: key for slug, key in found.items() if key is not None}
 
     async def config(self, workspace: str, slug: str) -> Config | None:
         """The config ``slug``: the same object until it is changed. Raises a 400 `ApiError` for a broken one."""

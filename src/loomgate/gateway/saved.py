@@ -57,6 +57,12 @@ class Saved:
         operators = self.settings.providers.get(found.integration or "")
         return None if operators is None else _with_operators(found, operators)
 
+    async def virtual_keys(self, workspace: str) -> tuple[str, ...]:
+        """The slugs for which `virtual_key` may find something: the file's first, then the stored ones."""
+        declared = [slug for slug, key in self.settings.virtual_keys.items() if key.workspace == workspace]
+        stored = [row.slug for row in await self.store.virtual_keys.list(workspace)]
+        return tuple(dict.fromkeys([*declared, *stored]))
+
     async def config(self, workspace: str, slug: str) -> Document | None:
         """The config ``slug`` of ``workspace``; ``None`` when there is none, or it is archived."""
         declared = self.settings.configs.get(slug)

@@ -25,6 +25,7 @@ from loomgate.http.faults import overloaded, server_error
 from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.metrics import metrics
 from loomgate.http.naming import NOTHING
+from loomgate.http.realtime import Realtime
 from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
@@ -48,6 +49,7 @@ class Application:
         self.auth: Auth | None = None
         self.gateway: Gateway | None = None
         self._models = GatewayRoutes(self)
+        self._realtime = Realtime(self)
         self.metrics: Metrics | None = None
         routes = [
             Route(prefix + path, _Endpoint(self, dialect, methods))
@@ -71,7 +73,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
+            await self._realtime(scope, receive, send)
             return
         if scope["type"] == "http":
             # Model calls take no way through the router, which would look at every path before theirs.

@@ -8,17 +8,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.errors import ApiError, ProviderError, StoreError, bad_request
+from loomgate.gateway.batches import output as batch_output
+from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.exchange import ANTHROPIC
+from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
+from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 _COMPLIANT = frozenset({"application/json", "multipart/form-data"})
 _JSON = (b"content-type", b"application/json")
 
@@ -36,12 +42,17 @@ _EXACT: dict[str, Endpoint] = {
     "/v1" + row.path: row for row in ENDPOINTS.values() if row.path and not row.path.endswith("/")
 }
 _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
+    ("/v1/models/", ENDPOINTS["models"]),
     ("/v1/responses/", ENDPOINTS["responses"]),
     ("/v1/files/", ENDPOINTS["files"]),
     ("/v1/batches/", ENDPOINTS["batches"]),
     ("/v1/fine_tuning/", ENDPOINTS["fine_tuning"]),
 )
 _PROXY = "/v1/proxy/"
+_MOMENT = 0.1  # seconds after which a client that waits may have gone
+_PROMPTS = "/prompts/"
+_AZURE = "/openai/"
+_DEPLOYMENT = "/openai/deployments/"
 _MANY_METHODS = frozenset({"models", "files", "batches", "fine_tuning", "responses", "realtime", "proxy"})
 _NAMES = frozenset({b"x-portkey-provider", b"x-portkey-virtual-key", b"x-portkey-config", b"x-portkey-custom-host"})
 
@@ -55,6 +66,10 @@ def endpoint_of(path: str, headers: list[tuple[bytes, bytes]]) -> tuple[Endpoint
     """The endpoint of a path that is the gateway's, and the path that goes upstream. Files are ours unless named."""
     found = _EXACT.get(path)
     if found is None:
+        if path.startswith(_AZURE):
+            return _at_azure(path)
+        if path.startswith("/v1" + _PROMPTS):
+            return ENDPOINTS["proxy"], path[3:]
         if path.startswith(_PROXY):
             return ENDPOINTS["proxy"], path[len(_PROXY) - 1 :]
         found = next((endpoint for prefix, endpoint in _PREFIXES if path.startswith(prefix)), None)
@@ -74,40 +89,73 @@ class GatewayRoutes:
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
+        leaving: _Leaving | None = None
         try:
             gateway, auth = self._application.gateway, self._application.auth
             if gateway is None or auth is None:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
-            answer = await gateway.call(request)
-            head += _headers(answer)
+            leaving = _Leaving(receive)
+            if wants_output(request):
+                answer = await batch_output(request, gateway.call)
+            else:
+                answer = await gateway.call(request)
+            head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return
             started = True
-            await _send_stream(send, receive, answer.status, head, answer.stream)
+            leaving.begin()
+            await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Left:
             return
+        except asyncio.CancelledError:
+            # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            if leaving is not None and leaving.gone:
+                return
+            log.warning("request %s: the server stops before its answer is whole", request_id)
+            if started:
+                await send(CUT)
+                return
+            error = overloaded()
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *_error_headers(error)], _error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+        finally:
+            if leaving is not None:
+                leaving.end()
 
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        caller = await auth.caller(scope, headers, azure=False)
+        azure: bool = scope["path"].startswith(_AZURE)
+        caller = await auth.caller(scope, headers, azure=azure)
+        if path.startswith(_PROMPTS):
+            raise ApiError(
+                404,
+                "Prompts are not offered here: send the finished messages to /v1/chat/completions.",
+                code="unsupported_endpoint",
+            )  # RT-08
         if method != "POST" and endpoint.name not in _MANY_METHODS:
             raise ApiError(405, f"Method {method[:20]} is not allowed here. Expected POST.", headers={"allow": "POST"})
+        if endpoint.name == "realtime":
+            raise ApiError(
+                426, "Expected a WebSocket: send the headers of its handshake.", headers={"upgrade": "websocket"}
+            )
         body = b""
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
@@ -118,6 +166,8 @@ class GatewayRoutes:
             if caller.keyless and body and content_type != "multipart/form-data":
                 check_content_type(headers)
         query: bytes = scope["query_string"]
+        if azure:
+            query, body = _from_azure(scope["path"], query, body)
         return Request(
             endpoint,
             caller.naming,
@@ -131,6 +181,42 @@ class GatewayRoutes:
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
+
+
+def _at_azure(path: str) -> tuple[Endpoint, str] | None:
+    """The endpoint of a path as clients of Azure have it, of a deployment or without versions; or None."""
+    if path.startswith(_DEPLOYMENT):
+        _, slash, rest = path[len(_DEPLOYMENT) :].partition("/")
+        found = _EXACT.get("/v1/" + rest)
+        return (found, slash + rest) if found is not None and found.mapped else None
+    if path.startswith("/openai/v1/"):
+        below = path[len("/openai") :]
+        found = _EXACT.get(below) or next((one for prefix, one in _PREFIXES if below.startswith(prefix)), None)
+        return (found, below[3:]) if found is not None and found.name not in ("files", "realtime") else None
+    return None
+
+
+def _from_azure(path: str, query: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """``query`` and ``body`` as ours: the version is that of the form, and the deployment is the model.
+
+    Raises a 400 `ApiError` without a version.
+    """
+    if not path.startswith(_DEPLOYMENT):
+        return query, body
+    pairs = [pair for pair in query.split(b"&") if pair]
+    if not any(pair.startswith(b"api-version=") and len(pair) > len(b"api-version=") for pair in pairs):
+        raise bad_request(
+            "Missing required query parameter: 'api-version'. Expected for instance api-version=2024-10-21.",
+            "api-version",
+            "missing_required_parameter",
+        )
+    query = b"&".join(pair for pair in pairs if not pair.startswith(b"api-version="))
+    deployment = path[len(_DEPLOYMENT) :].partition("/")[0]
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        fields = _decode(body)
+        if isinstance(fields, dict) and cast("dict[str, Any]", fields).get("model") != deployment:
+            body = _encode({**cast("dict[str, Any]", fields), "model": deployment})
+    return query, body
 
 
 def _as_sent(scope: Scope, path: str) -> str:
@@ -149,7 +235,7 @@ def _as_sent(scope: Scope, path: str) -> str:
     return quote(path)
 
 
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+def answer_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """GATEWAY section 4."""
     made = [
         (b"x-portkey-trace-id", answer.trace_id.encode("latin-1", "replace")),
@@ -164,15 +250,20 @@ def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     return made
 
 
-def _error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
+    """The headers of an error's answer."""
     made = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
     return [*made, _JSON]
 
 
-def _error_body(error: ApiError) -> bytes:
-    """VAL-21: the error object that OpenAI's SDKs show, and the two members that Portkey's clients read."""
-    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    made: dict[str, Any] = {"error": inner, "status": "failure", "message": error.message}
+def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
+    """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
+    read."""
+    if endpoint.name in ANTHROPIC:
+        made: dict[str, Any] = messages_error(error.status, error.message)
+    else:
+        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    made |= {"status": "failure", "message": error.message}
     if error.details:
         made["errors"] = error.details
     return _encode(made)
@@ -193,35 +284,60 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
         head.append((b"content-length", b"%d" % len(body)))
+    if WHOLE in scope.get("extensions", ()):
+        await send({"type": WHOLE, "status": status, "headers": head, "body": body})
+        return
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
 
 async def _send_stream(
-    send: Send, receive: Receive, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
+    send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
-    """Send the pieces as they come, no faster than the client takes them, until the end or until it leaves."""
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    pump = asyncio.current_task()
-    assert pump is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        pump.cancel()
-
-    watching = asyncio.get_running_loop().create_task(watch())
-    try:
-        async with contextlib.aclosing(stream):
+    """Send the pieces as they come, no faster than the client takes them. One that breaks off has no end (STM-10):
+    the connection is closed, by which the client knows."""
+    async with contextlib.aclosing(stream):
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        try:
             async for piece in stream:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        pump.uncancel()
-    finally:
-        watching.cancel()
+        except ProviderError as error:
+            log.warning("an answer broke off: %s", error.message)
+            await send(CUT)
+            return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Leaving:
+    """Cancels the task of a request whose client goes away: nobody pays for an answer that nobody reads.
+
+    Most answers are there before anybody could leave, so it begins to look after a moment, or by `begin`.
+    """
+
+    __slots__ = ("_loop", "_receive", "_task", "_timer", "_watching", "gone")
+
+    def __init__(self, receive: Receive) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watching: asyncio.Task[None] | None = None
+        self.gone = False
+        self._timer = self._loop.call_later(_MOMENT, self.begin)
+
+    def begin(self) -> None:
+        """Look from now on."""
+        if self._watching is None:
+            self._watching = self._loop.create_task(self._watch())
+
+    def end(self) -> None:
+        """Look no longer."""
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        assert self._task is not None
+        self._task.cancel()

@@ -139,6 +139,13 @@ class WebSocket(asyncio.Protocol):
             if not await self._wait():
                 raise self._watch.error()
 
+    def ping(self) -> None:
+        """Ask the other side for a sign of life, which counts as one for the ``idle`` deadline."""
+        protocol = self._protocol
+        if protocol is not None and not self._lost and not self._ended and protocol.state is OPEN and not self._full:
+            protocol.send_ping(b"")
+            self._flush()
+
     async def recv(self) -> str | bytes | None:
         """The next message; None when the connection is closed. Raises `ProviderError` ``timeout``."""
         watch = self._watch
