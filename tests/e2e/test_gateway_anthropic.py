@@ -178,7 +178,7 @@ def test_what_anthropic_says_passes_as_it_is(client: Anthropic, upstream: StandI
     said = ANTHROPIC.whole(Answer(thinking="Hm.", text=["Hi."], usage=Usage(9, 4)))
     upstream.say(said, "200 OK", ("request-id", "req_vendor"))
     raw = client.messages.with_raw_response.create(model=ANTHROPIC.model, max_tokens=64, messages=HI)
-    assert raw.content == said
+    assert raw.http_response.content == said
     assert raw.headers["x-portkey-provider"] == "anthropic"
     assert raw.headers["request-id"] == "req_vendor"
     events = ANTHROPIC.stream(Answer(thinking="Hm.", text=["Hi."], calls=[("weather", "{}")], usage=Usage(9, 4)))
@@ -198,8 +198,7 @@ def test_what_the_client_asks_passes_as_it_is(client: Anthropic, upstream: Stand
         system=[{"type": "text", "text": "Long.", "cache_control": ephemeral}],
         messages=HI,
         metadata={"user_id": "ann"},
-        top_k=7,
-        extra_body={"of_tomorrow": {"a": [1]}},
+        extra_body={"top_k": 7, "of_tomorrow": {"a": [1]}},
         betas=["extended-cache-ttl-2025-04-11"],
     )
     asked = upstream.last
@@ -214,7 +213,7 @@ def test_what_the_client_asks_passes_as_it_is(client: Anthropic, upstream: Stand
         "of_tomorrow": {"a": [1]},
     }
     assert asked.headers["x-api-key"] == OWN
-    assert asked.headers["anthropic-version"] == "2023-06-01"
+    assert asked.headers["anthropic-version"] == client.default_headers["anthropic-version"]
     assert asked.headers["anthropic-beta"] == "extended-cache-ttl-2025-04-11"
 
 
@@ -245,7 +244,7 @@ def test_a_request_becomes_openais(way: Way) -> None:
             max_tokens=64,
             system="Be kind.",
             messages=HI,
-            temperature=0.5,
+            extra_body={"temperature": 0.5},
             stop_sequences=["END"],
             tools=[TOOL],
             tool_choice={"type": "any"},
@@ -269,6 +268,14 @@ def test_tokens_are_estimated_where_nobody_counts_them(way: Way, vendor: Wire) -
 
 
 # --- the gateway's own words -----------------------------------------------------------------------------------------
+
+
+def test_the_scripted_model(gateway: Server) -> None:
+    with Anthropic(base_url=gateway.url, api_key=gateway.new_key(), max_retries=0) as client:
+        said: Any = [{"role": "user", "content": "/say Hello."}]
+        found: Any = client.messages.create(model="scripted", max_tokens=64, messages=said)
+        assert found.content[0].text == "Hello."
+        assert client.messages.count_tokens(model="scripted", messages=said).input_tokens > 0
 
 
 def test_a_stored_key_by_the_name_of_the_model(gateway: Server, upstream: StandIn) -> None:

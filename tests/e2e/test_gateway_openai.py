@@ -324,13 +324,6 @@ def test_embeddings(client: OpenAI, upstream: StandIn) -> None:
     assert body(upstream.last)["encoding_format"] == "base64"
 
 
-def test_moderations(client: OpenAI, upstream: StandIn) -> None:
-    result = {"flagged": True, "categories": {"violence": True}, "category_scores": {"violence": 0.9}}
-    upstream.say({"id": "modr-1", "model": "omni-moderation-latest", "results": [result]})
-    assert client.moderations.create(input="x").results[0].categories.violence
-    assert line(upstream.last) == "POST /v1/moderations"
-
-
 def test_images(client: OpenAI, upstream: StandIn) -> None:
     data = base64.b64encode(PIXEL).decode()
     upstream.say({"created": 1, "data": [{"b64_json": data}]})
