@@ -4,7 +4,7 @@ What must live here: values. What must not: decisions. A `Request` is made by ``
 not changed on its way: what a target of the config changes about it is the target's own.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -162,6 +162,7 @@ class Answer:
     it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by
     the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06). ``tries``: how often in all
     a run may call where it came from when no config says it; ``None``: as often as the gateway's settings say.
+    ``release`` lets go of what ``stream`` or ``chunks`` are read from, once or more often.
     """
 
     __slots__ = (
@@ -175,6 +176,7 @@ class Answer:
         "model",
         "path",
         "provider",
+        "release",
         "retries",
         "status",
         "stream",
@@ -208,9 +210,13 @@ class Answer:
         self.error: ProviderError | None = None
         self.final = False
         self.tries: int | None = None
+        self.release: Callable[[], None] | None = None
 
     async def close(self) -> None:
         """Let go of what is still open: an answer that is not used must not keep its connection."""
         for source in (self.stream, self.chunks):
             if source is not None:
                 await source.aclose()
+        # A generator that nobody has begun to read does nothing when it is closed.
+        if self.release is not None:
+            self.release()
