@@ -5,7 +5,7 @@ not changed on its way: what a target of the config changes about it is the targ
 """
 
 import copy
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -184,6 +184,7 @@ class Answer:
     it took, what the cache did, ``usage``. ``error`` says in our words what an error status means. ``final``: made by
     the gateway because of an error of its own, so no fallback is tried (FB-04, RSP-06). ``tries``: how often in all
     a run may call where it came from when no config says it; ``None``: as often as the gateway's settings say.
+    ``release`` lets go of what ``stream`` or ``chunks`` are read from, once or more often.
     """
 
     __slots__ = (
@@ -197,6 +198,7 @@ class Answer:
         "model",
         "path",
         "provider",
+        "release",
         "retries",
         "session",
         "status",
@@ -232,6 +234,7 @@ class Answer:
         self.final = False
         self.tries: int | None = None
         self.session: Session | None = None
+        self.release: Callable[[], None] | None = None
 
     async def close(self) -> None:
         """Let go of what is still open: an answer that is not used must not keep its connection."""
@@ -240,3 +243,6 @@ class Answer:
                 await source.aclose()
         if self.session is not None:
             self.session.end()
+        # A generator that nobody has begun to read does nothing when it is closed.
+        if self.release is not None:
+            self.release()

@@ -176,6 +176,7 @@ class Exchange:
         chunks = _chunks(reply, decoder, target.secrets)
         answer = await self._told(request, chunks, about, stream=chat.stream, decoder=decoder)
         answer.headers += _passing(reply)
+        answer.release = reply.close
         return answer
 
     async def _opened(
@@ -209,7 +210,7 @@ class Exchange:
         headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
         kind = next((value for name, value in headers if name == b"content-type"), b"")
         if kind.startswith(b"text/event-stream"):  # even if all of it is here: guardrails read it as a stream
-            return Answer(reply.status, stream=_pieces(reply), headers=headers)
+            return _streamed(reply, headers)
         whole = reply.whole
         if whole is None:
             length = reply.headers.get("content-length", "")
@@ -225,7 +226,7 @@ class Exchange:
         if whole is not None:
             reply.close()
             return Answer(reply.status, whole, headers=headers)
-        return Answer(reply.status, stream=_pieces(reply), headers=headers)
+        return _streamed(reply, headers)
 
     async def _refused(self, request: Request, resolved: Resolved, reply: Reply) -> tuple[Answer, bytes]:
         """An error of a mapped endpoint in OpenAI's shape (GERR-01, GERR-09), and what the endpoint said."""
@@ -367,6 +368,12 @@ def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:
         and pair[0] not in (b"content-type", b"content-encoding", b"cache-control")
         and not pair[0].startswith(_OUR_PREFIX)
     ]
+
+
+def _streamed(reply: Reply, headers: list[tuple[bytes, bytes]]) -> Answer:
+    answer = Answer(reply.status, stream=_pieces(reply), headers=headers)
+    answer.release = reply.close
+    return answer
 
 
 async def _pieces(reply: Reply) -> AsyncGenerator[bytes, None]:

@@ -75,6 +75,14 @@ def recorded(record: Record, answer: Answer) -> Answer:
     answer.trace_id = record.trace_id
     if answer.stream is not None:
         answer.stream = _recorded_bytes(record, answer, answer.stream)
+        release = answer.release
+
+        def released() -> None:
+            if release is not None:
+                release()
+            record.abandon(answer)  # unless it was read to its end
+
+        answer.release = released
     elif answer.chunks is not None:
         answer.chunks = _recorded_chunks(record, answer, answer.chunks)
     elif answer.session is not None:

@@ -91,6 +91,7 @@ class GatewayRoutes:
         head = [(b"x-request-id", request_id.encode())]
         started = False
         leaving: _Leaving | None = None
+        answer: Answer | None = None
         try:
             gateway, auth = self._application.gateway, self._application.auth
             if gateway is None or auth is None:
@@ -139,6 +140,8 @@ class GatewayRoutes:
         finally:
             if leaving is not None:
                 leaving.end()
+            if answer is not None and answer.stream is not None:
+                await answer.close()
 
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
