@@ -41,11 +41,11 @@ ATOMS = st.one_of(
     ),
 )
 FIELDS = st.sampled_from(
-    "strategy mode on_status_codes conditions query then default targets provider virtual_key api_key custom_host weight "
-    "retry attempts use_retry_after_headers cache max_age request_timeout override_params default_params drop_params "
-    "forward_headers input_guardrails output_guardrails before_request_hooks default.contains words operator deny async "
-    "cb_config failure_threshold name strict_open_ai_compliance passthrough odd model messages role content tools stream "
-    "n stop response_format temperature max_tokens functions type function input".split()
+    "strategy mode on_status_codes conditions query then default targets provider virtual_key api_key custom_host "
+    "weight retry attempts use_retry_after_headers cache max_age request_timeout override_params default_params "
+    "drop_params forward_headers input_guardrails output_guardrails before_request_hooks default.contains words "
+    "operator deny async cb_config failure_threshold name strict_open_ai_compliance passthrough odd model messages "
+    "role content tools stream n stop response_format temperature max_tokens functions type function input".split()
 )
 JSON = st.recursive(
     ATOMS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=4), max_leaves=12
