@@ -17,6 +17,8 @@ from loomgate.gateway.limits import Limits
 from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.limits import KeyLimits
 from loomgate.wire.policy import Naming, decode_config
+from tests.providers.conformance import wire_bedrock, wire_cohere
+from tests.support import peer
 from tests.support.upstream import Fault, ModelEndpoint
 from tests.support.waiting import settle, until
 
@@ -225,3 +227,45 @@ async def test_answers_with_a_fault_are_not_kept(endpoint: ModelEndpoint, gatewa
         answer = await call(gateway, guarded, "/say other")
         assert (answer.status, answer.cache) == (246, "MISS")
     assert len(endpoint.requests) == 4
+
+
+# --- streams ---
+
+SAID: dict[str, tuple[str, bytes]] = {
+    "google": (
+        "application/json",
+        b'data: {"candidates":[{"content":{"parts":[{"text":"Hi"}],"role":"model"},"finishReason":"STOP"}]}\r\n\r\n',
+    ),
+    "cohere": (
+        "application/stream+json",
+        wire_cohere.event("message-start", id="m-1", delta=wire_cohere.message(role="assistant"))
+        + wire_cohere.event("content-delta", index=0, delta=wire_cohere.message(content={"text": "Hi"}))
+        + wire_cohere.event("message-end", delta={"finish_reason": "COMPLETE"}),
+    ),
+    "bedrock": (
+        "application/vnd.amazon.eventstream",
+        wire_bedrock.event("messageStart", {"role": "assistant"})
+        + wire_bedrock.event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "Hi"}})
+        + wire_bedrock.event("messageStop", {"stopReason": "end_turn"}),
+    ),
+}
+
+
+@pytest.mark.behaviour("STM-08", "STM-04")
+@pytest.mark.parametrize("vendor", SAID)
+async def test_translated_streams_are_told_as_what_they_are(vendor: str) -> None:
+    kind, body = SAID[vendor]
+    async with peer.Server(peer.saying(peer.answer(body, "200 OK", f"Content-Type: {kind}", "X-Mine: 1"))) as server:
+        provider = ProviderConfig(vendor=vendor, base_url=server.url, api_key=KEY)
+        gateway = Gateway(GatewayConfig(providers={"a": provider}))
+        answer = await call(gateway, {"provider": "a", "override_params": {"model": "m"}}, stream=True)
+        assert answer.stream is not None
+        assert [value for name, value in answer.headers if name == b"content-type"] == [
+            b"text/event-stream; charset=utf-8"
+        ]
+        assert (b"x-mine", b"1") in answer.headers
+        events = (await _all(answer.stream)).split(b"\n\n")
+        assert events[-2:] == [b"data: [DONE]", b""]
+        told = [json.loads(event.removeprefix(b"data: ")) for event in events[:-2]]
+        assert "".join(one["choices"][0]["delta"].get("content") or "" for one in told if one["choices"]) == "Hi"
+        await gateway.close()

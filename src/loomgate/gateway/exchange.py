@@ -4,6 +4,7 @@ What must live here: which way a body goes (as it is, by an operation, or throug
 endpoint's status, headers and failure become. What must not: whether it is tried again, or somewhere else.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -15,6 +16,7 @@ from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
+from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
@@ -34,6 +36,7 @@ _DRAIN = Timeouts(idle=0.5)
 _TIMEOUTS = Timeouts()
 
 _encode = msgspec.json.Encoder().encode
+_MESSAGES = MessagesFront()
 
 # Headers that concern one connection (RFC 9110 7.6.1), or are made anew for the client (RSP-07).
 _OURS = frozenset(
@@ -108,6 +111,10 @@ class Exchange:
 
     async def play(self, request: Request, fields: Fields, tries: int) -> Answer:
         """The deterministic model's answer: no endpoint, the same ways back."""
+        if request.endpoint.name == "count_tokens":
+            answer = await _counted(fields)
+            answer.provider, answer.model = "scripted", str(fields.get("model"))
+            return answer
         call = _chat(request, fields)
         about = _about("scripted", call.model, fields)
         try:
@@ -151,6 +158,8 @@ class Exchange:
             return Answer(
                 200, made.body, headers=[(b"content-type", made.content_type.encode("latin-1")), *_passing(reply)]
             )
+        if name == "count_tokens" and dialect_of(target, resolved.model, "messages") is not None:
+            return await _counted(fields)
         front, dialect = FRONTS.get(name), dialect_of(target, resolved.model, name)
         if front is None or dialect is None:
             return unsupported(request, resolved.provider)
@@ -328,6 +337,12 @@ def unsupported(request: Request, provider: str) -> Answer:
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+async def _counted(fields: Fields) -> Answer:
+    """An estimate, where the vendor counts no tokens. In a thread: long prompts take a while."""
+    found = await asyncio.to_thread(_MESSAGES.count_tokens, fields)
+    return Answer(200, _encode(found), headers=[JSON])
 
 
 def _chat(request: Request, fields: Fields) -> Chat:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ABANDONED = 499  # the status of a call whose client left before its answer was whole
 
 _BATCH = 500  # records in one write
-_BATCH_BYTES = 4 * 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
+_BATCH_BYTES = 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
 _STEP = 20  # records made in one go, before other work of the event loop gets its turn
 _SECONDS = 0.5  # how long a record may wait for others
 _MOST = 10_000  # records in the queue

@@ -7,7 +7,7 @@ deployments of stored keys, and the deterministic model. Any other name may work
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Models:
                 headers={"allow": "GET, HEAD"},
             )
         found = self.known(await self._stored.keys(request.workspace))
-        wanted = request.path.removeprefix("/models").removeprefix("/")
+        wanted = unquote(request.path.removeprefix("/models").removeprefix("/"))  # the path is as it was written
         headers = [(b"content-type", b"application/json")]
         if not wanted:
             return Answer(200, _encode(_page(list(found.values()), request.query)), headers=headers)

@@ -8,20 +8,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from loomgate.errors import ApiError, ProviderError, StoreError, bad_request
+from loomgate.gateway.batches import output as batch_output
+from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.exchange import ANTHROPIC
 from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
-from loomgate.http.protocol import WHOLE
+from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 _COMPLIANT = frozenset({"application/json", "multipart/form-data"})
 _JSON = (b"content-type", b"application/json")
 
@@ -47,6 +50,9 @@ _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
 )
 _PROXY = "/v1/proxy/"
 _MOMENT = 0.1  # seconds after which a client that waits may have gone
+_PROMPTS = "/prompts/"
+_AZURE = "/openai/"
+_DEPLOYMENT = "/openai/deployments/"
 _MANY_METHODS = frozenset({"models", "files", "batches", "fine_tuning", "responses", "realtime", "proxy"})
 _NAMES = frozenset({b"x-portkey-provider", b"x-portkey-virtual-key", b"x-portkey-config", b"x-portkey-custom-host"})
 
@@ -60,6 +66,10 @@ def endpoint_of(path: str, headers: list[tuple[bytes, bytes]]) -> tuple[Endpoint
     """The endpoint of a path that is the gateway's, and the path that goes upstream. Files are ours unless named."""
     found = _EXACT.get(path)
     if found is None:
+        if path.startswith(_AZURE):
+            return _at_azure(path)
+        if path.startswith("/v1" + _PROMPTS):
+            return ENDPOINTS["proxy"], path[3:]
         if path.startswith(_PROXY):
             return ENDPOINTS["proxy"], path[len(_PROXY) - 1 :]
         found = next((endpoint for prefix, endpoint in _PREFIXES if path.startswith(prefix)), None)
@@ -86,7 +96,10 @@ class GatewayRoutes:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
             leaving = _Leaving(receive)
-            answer = await gateway.call(request)
+            if wants_output(request):
+                answer = await batch_output(request, gateway.call)
+            else:
+                answer = await gateway.call(request)
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
@@ -103,11 +116,18 @@ class GatewayRoutes:
         except Left:
             return
         except asyncio.CancelledError:
-            if leaving is None or not leaving.gone:
-                raise
+            # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
+            if leaving is not None and leaving.gone:
+                return
+            log.warning("request %s: the server stops before its answer is whole", request_id)
+            if started:
+                await send(CUT)
+                return
+            error = overloaded()
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
@@ -122,7 +142,14 @@ class GatewayRoutes:
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        caller = await auth.caller(scope, headers, azure=False)
+        azure: bool = scope["path"].startswith(_AZURE)
+        caller = await auth.caller(scope, headers, azure=azure)
+        if path.startswith(_PROMPTS):
+            raise ApiError(
+                404,
+                "Prompts are not offered here: send the finished messages to /v1/chat/completions.",
+                code="unsupported_endpoint",
+            )  # RT-08
         if method != "POST" and endpoint.name not in _MANY_METHODS:
             raise ApiError(405, f"Method {method[:20]} is not allowed here. Expected POST.", headers={"allow": "POST"})
         if endpoint.name == "realtime":
@@ -139,6 +166,8 @@ class GatewayRoutes:
             if caller.keyless and body and content_type != "multipart/form-data":
                 check_content_type(headers)
         query: bytes = scope["query_string"]
+        if azure:
+            query, body = _from_azure(scope["path"], query, body)
         return Request(
             endpoint,
             caller.naming,
@@ -152,6 +181,42 @@ class GatewayRoutes:
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
+
+
+def _at_azure(path: str) -> tuple[Endpoint, str] | None:
+    """The endpoint of a path as clients of Azure have it, of a deployment or without versions; or None."""
+    if path.startswith(_DEPLOYMENT):
+        _, slash, rest = path[len(_DEPLOYMENT) :].partition("/")
+        found = _EXACT.get("/v1/" + rest)
+        return (found, slash + rest) if found is not None and found.mapped else None
+    if path.startswith("/openai/v1/"):
+        below = path[len("/openai") :]
+        found = _EXACT.get(below) or next((one for prefix, one in _PREFIXES if below.startswith(prefix)), None)
+        return (found, below[3:]) if found is not None and found.name not in ("files", "realtime") else None
+    return None
+
+
+def _from_azure(path: str, query: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """``query`` and ``body`` as ours: the version is that of the form, and the deployment is the model.
+
+    Raises a 400 `ApiError` without a version.
+    """
+    if not path.startswith(_DEPLOYMENT):
+        return query, body
+    pairs = [pair for pair in query.split(b"&") if pair]
+    if not any(pair.startswith(b"api-version=") and len(pair) > len(b"api-version=") for pair in pairs):
+        raise bad_request(
+            "Missing required query parameter: 'api-version'. Expected for instance api-version=2024-10-21.",
+            "api-version",
+            "missing_required_parameter",
+        )
+    query = b"&".join(pair for pair in pairs if not pair.startswith(b"api-version="))
+    deployment = path[len(_DEPLOYMENT) :].partition("/")[0]
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        fields = _decode(body)
+        if isinstance(fields, dict) and cast("dict[str, Any]", fields).get("model") != deployment:
+            body = _encode({**cast("dict[str, Any]", fields), "model": deployment})
+    return query, body
 
 
 def _as_sent(scope: Scope, path: str) -> str:
@@ -230,7 +295,7 @@ async def _send_stream(
     send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
     """Send the pieces as they come, no faster than the client takes them. One that breaks off has no end (STM-10):
-    the server then closes the connection, by which the client knows."""
+    the connection is closed, by which the client knows."""
     async with contextlib.aclosing(stream):
         await send({"type": "http.response.start", "status": status, "headers": head})
         try:
@@ -238,6 +303,7 @@ async def _send_stream(
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         except ProviderError as error:
             log.warning("an answer broke off: %s", error.message)
+            await send(CUT)
             return
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

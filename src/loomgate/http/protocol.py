@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
 _LONGEST = 256 * 1024  # bytes of a body that are worth copying behind their head
-_HIGH_WATER = 64 * 1024  # bytes of a request's body that wait for the application before reading pauses
 _NO_BODY = frozenset({204, 304})
+# A message of ours beside ASGI's: the answer that has begun ends here, without its end, and so does the connection.
+CUT: dict[str, Any] = {"type": "loomgate.response.cut"}
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
@@ -44,6 +45,10 @@ class Cycle(RequestResponseCycle):
     async def send(self, message: "ASGISendEvent") -> None:
         """ASGI. The head of an answer that says its length waits for the body, which follows at once."""
         given = cast(dict[str, Any], message)
+        if given is CUT:
+            self.disconnected = True  # as if the client had left: nothing more is said, and nobody complains of that
+            self.transport.close()
+            return
         if given["type"] == WHOLE:
             whole = None
             if self._head is None and not self.response_started:
@@ -185,22 +190,6 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of a request's body."""
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.body += body
-            if len(cycle.body) > _HIGH_WATER:
-                self.flow.pause_reading()
-            cycle.message_event.set()
-
-    def on_message_complete(self) -> None:
-        """The end of a request."""
-        cycle = self.cycle
-        if not cycle.response_complete:
-            cycle.more_body = False
-            cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         """Begin to answer, or wait for the answer before."""
