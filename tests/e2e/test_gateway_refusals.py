@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import Client, Response
+from tests.support.server import Client, Response, Server
 from tests.support.standin import chat_answer
 from tests.support.way import OWN, Way
 
@@ -272,3 +272,26 @@ def test_errors_on_the_messages_route_are_anthropics(way: Way) -> None:
 def test_unknown_statuses_of_success(way: Way) -> None:
     way.upstream.say(chat_answer(), "201 Created")
     assert way.chat().status == 201
+
+
+@pytest.mark.behaviour("GERR-06", "RSP-06")
+def test_a_mistake_of_our_own(way: Way, gateway: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told is where to look for it, not what it was."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError(OWN)
+
+    monkeypatch.setattr(gateway.application.gateway, "call", broken)
+    found = way.chat()
+    assert (found.status, found.headers["x-portkey-gateway-exception"]) == (500, "true")
+    assert found.json["status"] == "failure"
+    assert found.headers["x-request-id"] in found.json["error"]["message"]
+    assert OWN not in found.body.decode()
+
+
+@pytest.mark.behaviour("PRX-14")
+def test_a_path_never_names_the_host(way: Way) -> None:
+    """Elsewhere a path with Azure's domain in it is taken for an address, which would get the key."""
+    way.upstream.say(b"{}")
+    way.at("azure-openai", "/openai").raw("GET", "/proxy/evil.openai.azure.com/x")
+    assert way.upstream.last.line.startswith("GET /openai/evil.openai.azure.com/x")

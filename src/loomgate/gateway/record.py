@@ -169,7 +169,9 @@ def masked_headers(headers: Mapping[str, str], sensitive: Iterable[str] = ()) ->
     An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
     """
     kept = dict(headers)
-    for name in headers:
+    for name, value in headers.items():
+        if not value.isascii():
+            kept[name] = _written(value)
         # The look-up is the rule: a header comes with every call, and `is_secret` remembers.
         if _secrets.get(name, True) and is_secret(name):
             kept[name] = MASK
@@ -194,9 +196,14 @@ def masked_url(url: str) -> str:
     return f"{start}?{urlencode([(name, MASK if is_secret(name.lower()) else value) for name, value in pairs])}"
 
 
+def _written(value: str) -> str:
+    """A header's value as UTF-8 can hold it: one record that cannot be written would hold up all that come after it."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _url(request: Request) -> str:
     """Where the client sent its request."""
-    url = f"http://{request.headers.get('host', 'localhost')}/v1{request.path}"
+    url = f"http://{_written(request.headers.get('host', 'localhost'))}/v1{request.path}"
     return masked_url(f"{url}?{request.query}") if request.query else url
 
 
