@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, ROUTES
 from loomgate.settings.provider_data import PROVIDER_DATA, is_secret
 from tests.support import schema
 from tests.support.server import Server
+from tests.support.statements import statements
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -78,6 +80,18 @@ def test_provider_data_are_documented() -> None:
     table = page.partition("|---|---|")[2]
     found = dict(re.findall(r"`(\w+)`(\*?)", table))
     assert found == {name: "*" if is_secret(name) else "" for name in PROVIDER_DATA}
+
+
+def test_the_differences_are_of_statements_that_exist_and_hold_those_that_no_test_proves() -> None:
+    named = re.findall(
+        r"^\| ([A-Z]+-\d\d[A-Z0-9, -]*) \|", (ROOT / "docs/gateway/differences.md").read_text(), re.MULTILINE
+    )
+    ids = [id for cell in named for id in cell.split(", ")]
+    known = {id for id, row in statements().items() if row.file == "GATEWAY"}
+    assert set(ids) <= known
+    assert len(ids) == len(set(ids))
+    unproven = tomllib.loads((ROOT / "tests" / "data" / "uncovered.toml").read_text())
+    assert known.intersection(unproven) <= set(ids)
 
 
 def test_every_event_is_documented() -> None:

@@ -25,7 +25,7 @@ def _refused(found: Response, message: str, status: int = 400) -> dict[str, Any]
 
 
 @pytest.mark.behaviour("VAL-01", "VAL-21")
-@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/embeddings"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings"])
 def test_a_content_type_that_nobody_reads(way: Way, path: str) -> None:
     _refused(way.raw("POST", path, b"<a/>", content_type="application/xml"), "Invalid content type passed")
     assert not way.upstream.asked
@@ -117,7 +117,9 @@ def test_a_config_of_the_old_form(way: Way) -> None:
 
 @pytest.mark.behaviour("VAL-08")
 def test_a_config_that_is_no_json(way: Way) -> None:
-    _refused(way.named(config="{nonsense").chat(), "Invalid config passed. You need to pass a valid json")
+    message = "Invalid config passed. You need to pass a valid json (in x-portkey-config)"
+    for config in ("{nonsense", "[" * 20_000, '{"a":NaN}'):
+        _refused(way.named(config=config).chat(), message)
 
 
 @pytest.mark.behaviour("VAL-09", "RH-13")
@@ -127,8 +129,8 @@ def test_forwarding_itself(way: Way) -> None:
 
 
 @pytest.mark.behaviour("VAL-20", "VAL-21")
-@pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"a":NaN}', b"[" * 100_000, b'{"model":1}'])
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/messages", "/embeddings", "/rerank"])
+@pytest.mark.parametrize("body", [b"{", b"[1]", b'"x"', b"\xff\xfe", b'{"a":NaN}', b"[" * 100_000])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/messages", "/embeddings", "/responses"])
 def test_bodies_that_cannot_be_read(way: Way, path: str, body: bytes) -> None:
     found = way.raw("POST", path, body)
     assert found.status == 400, found.body

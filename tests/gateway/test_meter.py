@@ -398,8 +398,8 @@ async def test_a_batch_of_long_streams_is_short_and_does_not_wait(log: Log) -> N
             record.sent(b"x" * 1024)
         record.finish(answer(body=None))
     await until(lambda: log.batches)
-    # Some 4 MiB of bodies, up to one step more.
-    assert 4 * 1024 < len(log.batches[0]) * 60 < 4 * 1024 + 50 * 60
+    # Some 1 MiB of bodies, up to one step more.
+    assert 1024 < len(log.batches[0]) * 60 < 1024 + 20 * 60
     await meter.close()
     assert len(log.records) == 100
 

@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from loomgate.http.protocol import Protocol
+from loomgate.http.protocol import WHOLE, Protocol
 
 ASK = b"GET /a%20b?c=d HTTP/1.1\r\nhost: x\r\n\r\n"
 Header = tuple[bytes, bytes]
@@ -120,3 +120,46 @@ def test_a_failure_before_the_body_is_told() -> None:
 def test_requests_in_a_row_are_answered_in_their_order() -> None:
     writes, _ = answered(whole(b"{}"), ASK + ASK)
     assert b"".join(writes).count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_whole_answer_may_be_one_message() -> None:
+    message = {"type": WHOLE, "status": 200, "headers": [(b"content-length", b"2")], "body": b"{}"}
+    writes, scope = answered([message])
+    assert writes == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"]
+    assert WHOLE in scope["extensions"]
+    writes, _ = answered([message], ASK.replace(b"GET", b"HEAD"))
+    assert b"".join(writes) == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+    writes, _ = answered([{**message, "headers": [(b"x-a", b"b\nc"), (b"content-length", b"2")]}])
+    assert not b"".join(writes).endswith(b"\r\n\r\n{}")
+
+
+def test_a_connection_is_closed_when_it_was_unused_for_as_long_as_uvicorn_says() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in whole(b"{}"):
+            await send(message)
+
+    async def used() -> None:
+        config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=1)
+        config.load()
+        made: list[Protocol] = []
+
+        def connected() -> Protocol:
+            made.append(Protocol(config, uvicorn.Server(config).server_state, {}))
+            return made[-1]
+
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        server = await loop.create_server(connected, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])
+        for _ in range(2):
+            writer.write(ASK)
+            await reader.readuntil(b"{}")
+            asked = loop.time()
+            await asyncio.sleep(0.3)
+        assert await reader.read() == b""
+        assert loop.time() - asked >= 0.95  # counted from the last answer
+        assert made[0].timeout_keep_alive_task is None
+        writer.close()
+        server.close()
+
+    asyncio.run(used())

@@ -65,6 +65,15 @@ def test_addresses_without_versions(options: dict[str, str]) -> None:
     assert json.loads(body)["model"] == "gpt4-eu"  # the address does not say it
 
 
+@pytest.mark.behaviour("PRX-14")
+@pytest.mark.parametrize("path", ["/other.openai.azure.com/openai/files", "//other.openai.azure.com/files"])
+def test_a_path_does_not_choose_the_host(path: str) -> None:
+    """The reference takes it for an address: here only `base_url` and custom hosts say where a key goes."""
+    call = proxied("GET", path, "", {}, b"", openai(**DATED))
+    assert call.url.startswith(BASE + path)
+    assert call.headers["api-key"] == "the-key"
+
+
 @pytest.mark.behaviour("CFG-27")
 def test_deployments_by_alias() -> None:
     many = [

@@ -307,6 +307,15 @@ def test_what_an_address_needs_and_does_not_get_is_named(slug: str) -> None:
     assert row.needs[0] in caught.value.message
 
 
+@pytest.mark.behaviour("GERR-05", "RH-41")
+def test_a_name_that_the_reference_only_lists_is_a_provider_here() -> None:
+    row = CATALOGUE["cortex"]
+    made = Target(vendor=row, base_url=str(row.base_url), api_key="k", options={"snowflake_account": "org-acc"})
+    assert made.endpoint_url("chat", "m") == (
+        "https://org-acc.snowflakecomputing.com/api/v2/cortex/v1/chat/completions"
+    )
+
+
 @pytest.mark.parametrize("value", ["evil.example/", "a@evil.example", "a:1", "..", "a?b", "a#b", "a%2fb", "a\r\nb", ""])
 def test_provider_data_cannot_lead_elsewhere(value: str) -> None:
     row = CATALOGUE["azure-openai"]

@@ -56,6 +56,7 @@ def refusal(made: Chat, **more: Any) -> ProviderError:
 # --- addresses ---
 
 
+@pytest.mark.behaviour("TR-20", "PV-06")
 @pytest.mark.parametrize(
     ("model", "base_url", "url"),
     [
@@ -69,7 +70,7 @@ def refusal(made: Chat, **more: Any) -> ProviderError:
 def test_the_address_of_a_model(model: str, base_url: str | None, url: str) -> None:
     made = request(call(model=model), **({"base_url": base_url} if base_url else {}))
     assert made.url == url + ":streamGenerateContent?alt=sse"
-    assert KEY not in made.url
+    assert KEY not in made.url  # addresses get into logs, so the key goes in a header
     assert made.headers["x-goog-api-key"] == KEY
 
 
@@ -116,6 +117,14 @@ def test_models_of_other_publishers_are_refused(model: str) -> None:
 
 
 # --- requests ---
+
+
+@pytest.mark.behaviour("TR-20")
+def test_an_answer_in_one_piece_has_another_verb_and_instructions_a_place_of_their_own() -> None:
+    system = ChatMessage(role="system", content="Be brief.")
+    made = request(call(system, USER, stream=False))
+    assert made.url.endswith("/models/gemini-2.5-flash:generateContent")
+    assert json.loads(made.body)["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
 
 
 def test_instructions_alone_are_the_question() -> None:

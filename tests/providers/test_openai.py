@@ -392,7 +392,7 @@ def test_a_call_that_never_gets_a_name_is_malformed() -> None:
     assert error_of(delta(tool_calls=[tool(0, "a", None, "{}")]), END).kind == "malformed"
 
 
-@pytest.mark.behaviour("FR-01", "FR-15", "FR-16")
+@pytest.mark.behaviour("FR-01", "FR-14", "FR-15", "FR-16")
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -409,6 +409,7 @@ def test_finish_reasons(theirs: str, ours: str) -> None:
     assert decode(delta(content="x"), delta(theirs), DONE) == [TextDelta("x"), Finish(ours)]  # type: ignore[arg-type]
 
 
+@pytest.mark.behaviour("FR-14", "FR-15")
 @pytest.mark.parametrize(("theirs", "kind"), [("error", "server"), ("insufficient_system_resource", "overloaded")])
 def test_finish_reasons_that_are_failures(theirs: str, kind: str) -> None:
     assert error_of(delta(content="x"), delta(theirs), DONE).kind == kind

@@ -3,6 +3,8 @@
 What must live here: bytes out, bytes in. What must not: what they mean, nor anything that a client library mends.
 """
 
+import asyncio
+import itertools
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -15,13 +17,17 @@ EVENTS = "text/event-stream"
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
     """One answer. ``pieces``: the body, chunked as it is here; else ``body`` with its length. ``cut``: the connection
-    ends where the end of the body should be."""
+    ends where the end of the body should be. ``hang``: there is no answer at all. ``wait``: seconds
+    before each further piece; ``endless``: the last one again and again."""
 
     status: str = "200 OK"
     headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/json"),)
     body: bytes = b"{}"
     pieces: tuple[bytes, ...] | None = None
     cut: bool = False
+    hang: bool = False
+    wait: float = 0.0
+    endless: bool = False
 
 
 class StandIn:
@@ -31,6 +37,7 @@ class StandIn:
         self._server = Server(self._play)
         self._next: list[Said] = []
         self._always: dict[str, Said] = {}
+        self.sent = 0  # bytes of slow answers
 
     async def start(self) -> Self:
         """Listen on 127.0.0.1."""
@@ -45,6 +52,11 @@ class StandIn:
     def url(self) -> str:
         """``http://127.0.0.1:PORT``."""
         return self._server.url
+
+    @property
+    def open(self) -> int:
+        """Connections that are open."""
+        return self._server.open
 
     @property
     def asked(self) -> list[Request]:
@@ -72,6 +84,18 @@ class StandIn:
         """As `say`, in pieces."""
         self._next.append(Said(headers=(("Content-Type", kind),), pieces=pieces, cut=cut))
 
+    def hang(self) -> None:
+        """The next request is never answered."""
+        self._next.append(Said(hang=True))
+
+    def slow(self, *pieces: bytes, wait: float) -> None:
+        """As `stream`, with ``wait`` seconds between the pieces."""
+        self._next.append(Said(headers=(("Content-Type", EVENTS),), pieces=pieces, wait=wait))
+
+    def endless(self, *pieces: bytes, wait: float = 0.0) -> None:
+        """As `slow`; the last piece comes again and again until the client leaves."""
+        self._next.append(Said(headers=(("Content-Type", EVENTS),), pieces=pieces, wait=wait, endless=True))
+
     def at(self, path: str, body: bytes | Any, status: str = "200 OK", *more: tuple[str, str], **fields: Any) -> None:
         """The answer to every request whose line begins with ``path``, as ``"POST /v1/files"``; the longest counts."""
         self._always[path] = _said(body, status, more, fields)
@@ -79,6 +103,9 @@ class StandIn:
     async def _play(self, peer: Peer) -> None:
         while (request := await peer.request()) is not None:
             said = self._next.pop(0) if self._next else self._found(request.line)
+            if said.hang:
+                await peer.gone()
+                return
             lines = [f"HTTP/1.1 {said.status}", *(f"{name}: {value}" for name, value in said.headers)]
             bare = said.status[:3] in ("204", "304")
             if not bare:
@@ -88,11 +115,37 @@ class StandIn:
             await peer.say("\r\n".join([*lines, "", ""]).encode("latin-1"))
             if request.line.startswith("HEAD ") or bare:
                 continue
-            await peer.say(said.body if said.pieces is None else chunked(said.pieces))
+            if said.pieces is None:
+                await peer.say(said.body)
+            elif said.wait or said.endless:
+                await self._slowly(peer, said)
+            else:
+                await peer.say(chunked(said.pieces))
             if said.cut:
                 return
             if said.pieces is not None:
                 await peer.say(b"0\r\n\r\n")
+
+    async def _slowly(self, peer: Peer, said: Said) -> None:
+        pieces = said.pieces or ()
+        going = asyncio.current_task()
+        assert going is not None
+
+        async def watch() -> None:
+            await peer.gone()
+            going.cancel()
+
+        watching = asyncio.create_task(watch()) if said.endless else None
+        try:
+            for number in itertools.count() if said.endless else range(len(pieces)):
+                if number:
+                    await asyncio.sleep(said.wait)
+                data = chunked(pieces[min(number, len(pieces) - 1) :][:1])
+                await peer.say(data)
+                self.sent += len(data)
+        finally:
+            if watching is not None:
+                watching.cancel()
 
     def _found(self, line: str) -> Said:
         fitting = [path for path in self._always if line.startswith(path)]

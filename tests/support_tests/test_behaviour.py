@@ -116,18 +116,21 @@ KNOWN = {
     "RUN-01": Statement("RUN-01", "BEHAVIOUR", 4, "Runs", "a"),
     "STEP-11": Statement("STEP-11", "BEHAVIOUR", 5, "Run steps", "b"),
     "VS-01": Statement("VS-01", "BEHAVIOUR", 11, "Files", "c"),
+    "LB-01": Statement("LB-01", "GATEWAY", 6, "Config", "d"),
 }
 
 
 @pytest.mark.parametrize(
     ("covered", "excused", "problems"),
     [
-        ({"RUN-01"}, {"STEP-11": "later"}, []),
-        ({"RUN-01", "VS-01"}, {"STEP-11": "later"}, []),
-        ({"RUN-01"}, {}, ["STEP-11: no test and no reason"]),
-        ({"RUN-01", "STEP-11"}, {"STEP-11": "later"}, ["STEP-11: excused (later) although"]),
-        ({"RUN-01", "STEP-11"}, {"STEP-99": "later"}, ["STEP-99: excused, but"]),
-        ({"RUN-01"}, {"STEP-11": " "}, ["STEP-11: excused without a reason"]),
+        ({"RUN-01", "LB-01"}, {"STEP-11": "later"}, []),
+        ({"RUN-01", "LB-01", "VS-01"}, {"STEP-11": "later"}, []),
+        ({"RUN-01"}, {"STEP-11": "later", "LB-01": "not copied"}, []),
+        ({"RUN-01", "LB-01"}, {}, ["STEP-11: no test and no reason"]),
+        ({"RUN-01"}, {"STEP-11": "later"}, ["LB-01: no test and no reason"]),
+        ({"RUN-01", "LB-01", "STEP-11"}, {"STEP-11": "later"}, ["STEP-11: excused (later) although"]),
+        ({"RUN-01", "LB-01", "STEP-11"}, {"STEP-99": "later"}, ["STEP-99: excused, but"]),
+        ({"RUN-01", "LB-01"}, {"STEP-11": " "}, ["STEP-11: excused without a reason"]),
     ],
 )
 def test_problems(script: ModuleType, covered: set[str], excused: dict[str, str], problems: list[str]) -> None:
@@ -141,8 +144,9 @@ def test_the_table_counts_by_section(script: ModuleType) -> None:
         ["BEHAVIOUR", "4", "Runs", "1/1"],
         ["BEHAVIOUR", "5", "Run", "steps", "0/1", "1", "excused"],
         ["BEHAVIOUR", "11", "Files", "0/1", "not", "in", "this", "version"],
+        ["GATEWAY", "6", "Config", "0/1"],
         ["BEHAVIOUR", "of", "those", "that", "count", "1/2"],
-        ["GATEWAY", "of", "those", "that", "count", "0/0"],
+        ["GATEWAY", "of", "those", "that", "count", "0/1"],
         ["later:", "STEP-11"],
     ]
 
@@ -151,6 +155,12 @@ def test_after_a_run_only_what_passed_and_never_failed_counts(script: ModuleType
     report = {"A-1": {"t": "passed"}, "A-2": {"t": "passed", "u": "failed"}, "A-3": {"t": "skipped"}}
     assert script.proven(report, ran=True) == {"A-1"}
     assert script.proven(report, ran=False) == {"A-1", "A-2", "A-3"}
+
+
+def test_every_section_of_the_gateway_counts(script: ModuleType) -> None:
+    of_the_gateway = [row for row in statements().values() if row.file == "GATEWAY"]
+    assert all(script.counts(row) for row in of_the_gateway)
+    assert {row.section for row in of_the_gateway} == set(range(1, 14))
 
 
 def test_the_excuses_name_statements_that_count(script: ModuleType) -> None:

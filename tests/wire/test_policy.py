@@ -121,7 +121,7 @@ def test_modes_are_refused_in_the_words_of_the_reference() -> None:
 @pytest.mark.behaviour(
     "CFG-02", "CFG-03", "CFG-04", "CFG-05", "CFG-06", "CFG-07", "CFG-08", "CFG-09", "CFG-10", "CFG-11", "CFG-12"
 )
-@pytest.mark.behaviour("CFG-13", "CFG-15", "CFG-19", "CFG-20", "CFG-21", "CFG-22", "CFG-23", "CFG-26", "CFG-35")
+@pytest.mark.behaviour("CFG-13", "CFG-15", "CFG-19", "CFG-20", "CFG-21", "CFG-22", "CFG-23", "CFG-35")
 def test_every_field_is_read() -> None:
     breaker = {"failure_threshold": 3, "cooldown_interval": 40_000, "failure_status_codes": [500]}
     config = {
@@ -131,7 +131,6 @@ def test_every_field_is_read() -> None:
         "request_timeout": 1,
         "forward_headers": ["X-Mine"],
         "strict_open_ai_compliance": False,
-        "fetch_integrated_models": True,
         "override_params": {"snakeAnd_camel": {"aB_c": 1}},
         "input_guardrails": ["slug", {"default.contains": {"words": ["x"]}}],
         "after_request_hooks": [{"id": "x", "type": "guardrail", "checks": []}],

@@ -319,6 +319,6 @@ def _keepable(content_type: str, body: bytes) -> bool:
         return False
     try:
         _valid_object(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

@@ -4,12 +4,14 @@ What must live here: values. What must not: decisions. A `Request` is made by ``
 not changed on its way: what a target of the config changes about it is the target's own.
 """
 
+import copy
 from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from loomgate.errors import ApiError, ProviderError
+from loomgate.gateway import forms
 from loomgate.providers.openai import fields_of
 from loomgate.wire.chat import Chat, Chunk, Usage
 from loomgate.wire.endpoints import Endpoint
@@ -91,6 +93,10 @@ class Request:
             return {}
         try:
             found = _decode(self.body)
+        except RecursionError:
+            raise ApiError(
+                400, "The request body is not valid: it is nested too deeply.", code="invalid_json"
+            ) from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ApiError(400, f"The request body is not valid JSON: {error}", code="invalid_json") from None
         if not isinstance(found, dict):
@@ -104,6 +110,22 @@ class Request:
             return self.chat.model
         found = self.fields.get("model")
         return found if isinstance(found, str) else None
+
+    @property
+    def is_form(self) -> bool:
+        """Whether the body is a multipart form."""
+        return self.content_type == "multipart/form-data"
+
+    @property
+    def form_model(self) -> str | None:
+        """The ``model`` of a form."""
+        return forms.model_in(self.body, self.headers.get("content-type", "")) if self.is_form else None
+
+    def with_form_model(self, model: str) -> "Request":
+        """The same form, but for its ``model``."""
+        made = copy.copy(self)
+        made.body = forms.with_model(self.body, self.headers.get("content-type", ""), model)
+        return made
 
     @property
     def stream(self) -> bool:

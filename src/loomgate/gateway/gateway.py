@@ -145,11 +145,13 @@ class Gateway:
 
     async def _asked(self, request: Request, record: Record, effective: Effective, before: int) -> Answer:
         fields = params.apply(request.fields, effective)
-        model = fields.get("model")
+        model = fields.get("model") or request.form_model
         resolved = None
         if not self._plays(request, effective, model):
             resolved = await self._resolver.resolve(request, effective, model if isinstance(model, str) else None)
-            if resolved.model != model:
+            if resolved.model != model and request.is_form and resolved.model is not None:
+                request = request.with_form_model(resolved.model)
+            elif resolved.model != model:
                 fields = {**fields, "model": resolved.model}
             for budget in resolved.budgets:
                 if (refusal := self._limits.admit(budget.id, budget.limits, budget.since)) is not None:

@@ -32,7 +32,7 @@ def whole_body(answer: Answer) -> Fields | None:
         return None
     try:
         return _decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ABANDONED = 499  # the status of a call whose client left before its answer was whole
 
 _BATCH = 500  # records in one write
-_BATCH_BYTES = 4 * 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
+_BATCH_BYTES = 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
 _STEP = 20  # records made in one go, before other work of the event loop gets its turn
 _SECONDS = 0.5  # how long a record may wait for others
 _MOST = 10_000  # records in the queue
@@ -216,24 +216,24 @@ class Record:
         if len(body) > held:
             body, tail = body[:held], (body[held:] + tail)[-TAIL:]
         return Seen(
-            request=self.request,
-            request_size=self.request_size,
-            answer=self.answer,
-            ended=self._ended,
-            seconds=self.seconds,
-            first_byte=None if self._first is None else self._first - self._began,
-            status=self.status,
-            body=body,
-            tail=tail,
-            size=self._size,
-            stream=self.stream,
-            usage=self.usage,
-            error=self.error,
-            attempts=self._attempts or (),
-            trace_id=self.trace_id,
-            virtual_key=self.virtual_key,
-            run_id=self.run_id,
-            thread_id=self.thread_id,
+            self.request,
+            self.request_size,
+            self.answer,
+            self._ended,
+            self.seconds,
+            None if self._first is None else self._first - self._began,
+            self.status,
+            body,
+            tail,
+            self._size,
+            self.stream,
+            self.usage,
+            self.error,
+            self._attempts or (),
+            self.trace_id,
+            self.virtual_key,
+            self.run_id,
+            self.thread_id,
         )
 
 

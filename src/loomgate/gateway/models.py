@@ -58,7 +58,7 @@ class Models:
                 headers={"allow": "GET, HEAD"},
             )
         found = self.known(await self._stored.keys(request.workspace))
-        wanted = unquote(request.path.removeprefix("/models").removeprefix("/"))
+        wanted = unquote(request.path.removeprefix("/models").removeprefix("/"))  # the path is as it was written
         headers = [(b"content-type", b"application/json")]
         if not wanted:
             return Answer(200, _encode(_page(list(found.values()), request.query)), headers=headers)

@@ -26,6 +26,8 @@ _LARGEST_PLAIN = 8 * 1024 * 1024  # bytes that a compressed answer may unpack to
 _ANSWERS = frozenset({"chat", "complete", "messages", "embed", "respond"})  # endpoints whose answers name a model
 
 _encode = msgspec.json.Encoder().encode
+_NO_FIELDS: Fields = {}
+_PLAIN_TYPE = "application/json"
 
 # Names of headers and query parameters whose values are secrets or may hold one.
 _SECRET = re.compile(
@@ -87,7 +89,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
     usage = seen.usage or answer.usage
     if usage is None and seen.status < 400:
         usage = usage_of(endpoint, content_type, body)
-    fields: Fields = {}
+    fields: Fields = _NO_FIELDS
     if spans or endpoint in ("speak", "generate_image") or not answer.model:
         fields = _fields(request)
     asked = fields.get("model")
@@ -98,7 +100,7 @@ def make(seen: Seen, prices: Prices, bodies: int, *, spans: bool = False) -> Mad
         units = units_of(endpoint, content_type, fields, body, seen.size)
         cost = prices.cost(answer.provider, model, usage, units)
     logged = naming.debug
-    sensitive = tuple(name.lower() for name in naming.sensitive)
+    sensitive = naming.sensitive and tuple([name.lower() for name in naming.sensitive])
     sent = request.body if request.chat is None else _encode(_fields(request))
     kept_request = _kept_text(sent, bodies, request.content_type) if logged else None
     kept_answer = _kept_text(body if not seen.tail else seen.body, bodies, content_type) if logged else None
@@ -200,10 +202,14 @@ def _url(request: Request) -> str:
 
 def _answer_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[dict[str, str], str, str]:
     """The headers as text; the content type without parameters; how the content is compressed ("": not)."""
-    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    content_type = found.get("content-type", "application/json").partition(";")[0].strip().lower()
-    coding = found.get("content-encoding", "").strip().lower()
-    return found, content_type, "" if coding == "identity" else coding
+    found = {str(name, "latin-1"): str(value, "latin-1") for name, value in headers}
+    content_type = found.get("content-type", _PLAIN_TYPE)
+    if content_type != _PLAIN_TYPE:
+        content_type = content_type.partition(";")[0].strip().lower()
+    coding = found.get("content-encoding")
+    if coding is not None and (coding := coding.strip().lower()) == "identity":
+        coding = ""
+    return found, content_type, coding or ""
 
 
 def _plain(body: bytes, coding: str) -> bytes:

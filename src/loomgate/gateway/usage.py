@@ -32,6 +32,12 @@ def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None
     """
     if not body or content_type.startswith(("audio/", "image/", "video/")):
         return None
+    # Nearly always an answer in OpenAI's format, with one thing of that name.
+    at = body.find(b'"usage')
+    if at >= 0 and body.startswith(b'"usage":{', at) and body.find(b'"usage', at + 8) < 0:
+        usual = _usual(body, at + 8)
+        if usual is not None:
+            return usual
     told: dict[str, int] = {}
     # Streams tell it in pieces: what counts is the last word about each number. Most tell it once, at the end.
     found = list(_KEY.finditer(body)) or list(_BILLED.finditer(body))

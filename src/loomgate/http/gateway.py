@@ -14,13 +14,16 @@ from urllib.parse import quote
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from loomgate.errors import ApiError, StoreError, bad_request
+from loomgate.errors import ApiError, ProviderError, StoreError, bad_request
 from loomgate.gateway.batches import output as batch_output
 from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.exchange import ANTHROPIC
+from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
+from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
 
@@ -46,6 +49,7 @@ _PREFIXES: tuple[tuple[str, Endpoint], ...] = (
     ("/v1/fine_tuning/", ENDPOINTS["fine_tuning"]),
 )
 _PROXY = "/v1/proxy/"
+_MOMENT = 0.1  # seconds after which a client that waits may have gone
 _PROMPTS = "/prompts/"
 _AZURE = "/openai/"
 _DEPLOYMENT = "/openai/deployments/"
@@ -85,11 +89,13 @@ class GatewayRoutes:
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
+        leaving: _Leaving | None = None
         try:
             gateway, auth = self._application.gateway, self._application.auth
             if gateway is None or auth is None:
                 raise overloaded()
             request = await self._request(auth, scope, receive, endpoint, path)
+            leaving = _Leaving(receive)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -99,22 +105,39 @@ class GatewayRoutes:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return
             started = True
-            await _send_stream(send, receive, answer.status, head, answer.stream)
+            leaving.begin()
+            await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Left:
             return
+        except asyncio.CancelledError:
+            # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            if leaving is not None and leaving.gone:
+                return
+            log.warning("request %s: the server stops before its answer is whole", request_id)
+            if started:
+                await send(CUT)
+                return
+            error = overloaded()
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], _error_body(error, endpoint))
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+        finally:
+            if leaving is not None:
+                leaving.end()
 
     async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         method: str = scope["method"]
@@ -233,10 +256,14 @@ def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     return [*made, _JSON]
 
 
-def error_body(error: ApiError) -> bytes:
-    """VAL-21: the error object that OpenAI's SDKs show, and the two members that Portkey's clients read."""
-    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    made: dict[str, Any] = {"error": inner, "status": "failure", "message": error.message}
+def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
+    """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
+    read."""
+    if endpoint.name in ANTHROPIC:
+        made: dict[str, Any] = messages_error(error.status, error.message)
+    else:
+        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    made |= {"status": "failure", "message": error.message}
     if error.details:
         made["errors"] = error.details
     return _encode(made)
@@ -257,35 +284,60 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
         head.append((b"content-length", b"%d" % len(body)))
+    if WHOLE in scope.get("extensions", ()):
+        await send({"type": WHOLE, "status": status, "headers": head, "body": body})
+        return
     await send({"type": "http.response.start", "status": status, "headers": head})
     await send({"type": "http.response.body", "body": body})
 
 
 async def _send_stream(
-    send: Send, receive: Receive, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
+    send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
-    """Send the pieces as they come, no faster than the client takes them, until the end or until it leaves."""
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    pump = asyncio.current_task()
-    assert pump is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        pump.cancel()
-
-    watching = asyncio.get_running_loop().create_task(watch())
-    try:
-        async with contextlib.aclosing(stream):
+    """Send the pieces as they come, no faster than the client takes them. One that breaks off has no end (STM-10):
+    the connection is closed, by which the client knows."""
+    async with contextlib.aclosing(stream):
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        try:
             async for piece in stream:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        pump.uncancel()
-    finally:
-        watching.cancel()
+        except ProviderError as error:
+            log.warning("an answer broke off: %s", error.message)
+            await send(CUT)
+            return
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Leaving:
+    """Cancels the task of a request whose client goes away: nobody pays for an answer that nobody reads.
+
+    Most answers are there before anybody could leave, so it begins to look after a moment, or by `begin`.
+    """
+
+    __slots__ = ("_loop", "_receive", "_task", "_timer", "_watching", "gone")
+
+    def __init__(self, receive: Receive) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watching: asyncio.Task[None] | None = None
+        self.gone = False
+        self._timer = self._loop.call_later(_MOMENT, self.begin)
+
+    def begin(self) -> None:
+        """Look from now on."""
+        if self._watching is None:
+            self._watching = self._loop.create_task(self._watch())
+
+    def end(self) -> None:
+        """Look no longer."""
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        assert self._task is not None
+        self._task.cancel()

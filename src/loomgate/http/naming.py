@@ -21,7 +21,7 @@ PREFIX = b"x-portkey-"
 _TRUE = frozenset({"true", "1", "yes"})
 
 # Names that OpenAI's or Anthropic's own headers have as well: read where they are sent on (`gateway/exchange`).
-_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version", "model-type"})
+_ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version"})
 # Without effect in the reference (RH-22), and facts about the client.
 _IDLE = frozenset("mode retry-count cache runtime runtime-version package-version os arch".split())
 
@@ -69,9 +69,11 @@ def _read(given: tuple[tuple[bytes, bytes], ...], own: str | None) -> Naming:
         reader = _READERS.get(name)
         if reader is not None:
             reader(found, text)
+        elif name in _ELSEWHERE or name in _IDLE:
+            continue
         elif (option := OPTION_HEADERS.get(name)) is not None:
             options[option] = text
-        elif name not in _ELSEWHERE and name not in _IDLE:
+        else:
             raise bad_request(
                 f"The header 'x-portkey-{shortened(name)}' is not supported by this server.", code="unsupported_header"
             )
@@ -131,7 +133,7 @@ def _metadata(found: dict[str, Any], text: str) -> None:
     """RH-08: what is no JSON object counts as none."""
     try:
         given = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return
     if isinstance(given, dict):
         pairs = cast(dict[str, Any], given).items()
@@ -171,7 +173,7 @@ def _guardrails(field: str) -> Any:
     def read(found: dict[str, Any], text: str) -> None:
         try:
             found[field] = msgspec.json.decode(text, type=list[str | dict[str, Any]])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise bad_request(
                 f"Invalid header '{header}': expected a JSON array of guardrails. {error}", code="invalid_value"
             ) from None

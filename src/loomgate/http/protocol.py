@@ -11,11 +11,19 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
 _LONGEST = 256 * 1024  # bytes of a body that are worth copying behind their head
 _NO_BODY = frozenset({204, 304})
+# A message of ours beside ASGI's: the answer that has begun ends here, without its end, and so does the connection.
+CUT: dict[str, Any] = {"type": "loomgate.response.cut"}
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+
+
+# The ASGI extension by which an application sends a whole answer as one message: ``status``, ``headers`` with the
+# length of the body, ``body``.
+WHOLE = "loomgate.whole"
+_EXTENSIONS: dict[str, dict[str, Any]] = {WHOLE: {}}
 
 
 class Cycle(RequestResponseCycle):
@@ -23,9 +31,35 @@ class Cycle(RequestResponseCycle):
 
     _head: dict[str, Any] | None = None
 
+    async def receive(self) -> "ASGIReceiveEvent":
+        """ASGI. What is there already is not waited for."""
+        if self.message_event.is_set() and not (
+            self.disconnected or self.response_complete or self.waiting_for_100_continue
+        ):
+            self.flow.resume_reading()
+            self.message_event.clear()
+            body, self.body = self.body, bytearray()
+            return {"type": "http.request", "body": bytes(body), "more_body": self.more_body}
+        return await super().receive()
+
     async def send(self, message: "ASGISendEvent") -> None:
         """ASGI. The head of an answer that says its length waits for the body, which follows at once."""
         given = cast(dict[str, Any], message)
+        if given is CUT:
+            self.disconnected = True  # as if the client had left: nothing more is said, and nobody complains of that
+            self.transport.close()
+            return
+        if given["type"] == WHOLE:
+            whole = None
+            if self._head is None and not self.response_started:
+                whole = self._joined(given["status"], given["headers"], given["body"])
+            if whole is not None:
+                await self._finish(whole)
+                return
+            start = {"type": "http.response.start", "status": given["status"], "headers": given["headers"]}
+            await self.send(cast("ASGISendEvent", start))
+            message = cast("ASGISendEvent", {"type": "http.response.body", "body": given["body"]})
+            given = cast(dict[str, Any], message)
         head = self._head
         if given["type"] == "http.response.start" and not self.response_started and _has_length(given["headers"]):
             self._head = given  # in place of one whose body failed: then this is uvicorn's 500
@@ -41,30 +75,27 @@ class Cycle(RequestResponseCycle):
 
     def _whole(self, head: dict[str, Any], message: dict[str, Any]) -> bytes | None:
         """Head and body as bytes; None for what is better left to uvicorn."""
-        body: bytes = message.get("body", b"")
-        status: int = head["status"]
-        if (
-            message["type"] != "http.response.body"
-            or message.get("more_body")
-            or len(body) > _LONGEST
-            or status in _NO_BODY
-            or self.scope["method"] == "HEAD"
-        ):
+        if message["type"] != "http.response.body" or message.get("more_body"):
             return None
-        headers = [*self.default_headers, *head["headers"]]
-        parts = [STATUS_LINE[status]]
+        return self._joined(head["status"], head["headers"], message.get("body", b""))
+
+    def _joined(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        if len(body) > _LONGEST or status in _NO_BODY or self.scope["method"] == "HEAD":
+            return None
+        if self.default_headers:
+            headers = [*self.default_headers, *headers]
         length = b"%d" % len(body)
         for name, value in headers:
             if name in _FRAMING and (name != b"content-length" or value != length):
                 return None
-            parts += (name, b": ", value, b"\r\n")
+        made = STATUS_LINE[status] + b"\r\n".join([b"%b: %b" % pair for pair in headers])
+        lines = len(headers)
         if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        made = b"".join(parts)
-        lines = 1 + len(headers) + (not self.keep_alive)
+            made += b"\r\nconnection: close"
+            lines += 1
         if made.count(b"\n") != lines or made.count(b"\r") != lines or b"\0" in made:
             return None  # a header that would be several: uvicorn refuses it
-        return b"%b\r\n%b" % (made, body)
+        return b"%b\r\n\r\n%b" % (made, body)
 
     async def _finish(self, whole: bytes) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -91,8 +122,74 @@ def websocket_protocol(**given: Any) -> asyncio.Protocol:
     return WebSocketsSansIOProtocol(**given)
 
 
+_Place = tuple[str, bytes, bytes]
+_places: dict[bytes, _Place] = {}  # of some targets of requests: path, path as sent, query
+_MOST_PLACES = 1024
+_LONGEST_PLACE = 256
+
+
+def _place(target: bytes) -> _Place:
+    url = httptools.parse_url(target)
+    path = url.path.decode("ascii")
+    if "%" in path:
+        from urllib.parse import unquote
+
+        path = unquote(path)
+    place = (path, url.path, url.query or b"")
+    if len(target) <= _LONGEST_PLACE:
+        if len(_places) >= _MOST_PLACES:
+            _places.clear()
+        _places[target] = place
+    return place
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with `Cycle` for its requests; without what our settings of it rule out."""
+    """uvicorn's protocol with `Cycle` for its requests; without what our settings of it rule out.
+
+    A connection has one timer for being unused, which looks at `_unused_since` when it comes: to make one after each
+    answer and take it back at the next request would cost more than all else here.
+    """
+
+    _unused_since: float | None = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._unused_since = None
+
+    def on_response_complete(self) -> None:
+        """The next request, if it is there already; else the connection is unused from now on."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._unused_since = None
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._unused_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been unused for too long, else look again when it may have been."""
+        self.timeout_keep_alive_task = None
+        since = self._unused_since
+        if since is None or self.transport.is_closing():
+            return
+        left = since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn does, and the timer ends."""
+        super().connection_lost(exc)
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def on_headers_complete(self) -> None:
         """Begin to answer, or wait for the answer before."""
@@ -103,29 +200,22 @@ class Protocol(HttpToolsProtocol):
             scope["http_version"] = version
         if parser.should_upgrade() and self._should_upgrade():
             return  # `websocket_protocol` carries it from here
-        url = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        if "%" in path:
-            from urllib.parse import unquote
-
-            path = unquote(path)
-        scope["path"] = path
-        scope["raw_path"] = url.path
-        scope["query_string"] = url.query or b""
+        scope["path"], scope["raw_path"], scope["query_string"] = _places.get(self.url) or _place(self.url)
+        scope["extensions"] = cast(Any, _EXTENSIONS)
         before = cast("RequestResponseCycle | None", self.cycle)
         app = cast(Any, self.app)  # pyright: ignore[reportUnknownMemberType] - loaded from anywhere
         self.cycle = cycle = Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            self.access_log,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and parser.should_keep_alive(),
+            self.on_response_complete,
         )
         if before is None or before.response_complete:
             self._start_asgi_task(cycle, app)

@@ -55,12 +55,12 @@ class Realtime:
             answer = await gateway.call(request)
             head += answer_headers(answer)
         except ApiError as error:
-            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error))
+            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error, ENDPOINTS["realtime"]))
             return
         except Exception as failure:
             log.exception("request %s failed", request_id)
             error = overloaded() if isinstance(failure, StoreError) else server_error(request_id)
-            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error))
+            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error, ENDPOINTS["realtime"]))
             return
         session = answer.session
         if session is None:

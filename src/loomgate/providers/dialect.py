@@ -5,6 +5,7 @@ What must live here: the protocol that dialects fulfil and the plain values arou
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -95,9 +96,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         addressing = _ADDRESSING.get(self.vendor.name)
         if addressing is not None:
             return addressing(base, path, endpoint, model, self.options)
-        base = base.rstrip("/")
-        version = path[: path.find("/", 1)]
-        return base + (path.removeprefix(version) if version[:2] == "/v" and base.endswith(version) else path)
+        return _joined(base, path)
 
     def own_headers(self) -> dict[str, str]:
         """The headers of every request: the row's, the provider data that travel as headers, the key, the target's."""
@@ -154,6 +153,14 @@ def base_of(vendor: Vendor, options: Mapping[str, Any]) -> tuple[str | None, boo
     if vendor.address is not None and (given := options.get(vendor.address)):
         return str(given), True
     return (azure.foundry_base(options), False) if vendor.dialect == "azure-ai" else (None, False)
+
+
+@lru_cache(maxsize=1024)
+def _joined(base: str, path: str) -> str:
+    """``path`` below ``base``, whose end may be the version that the path begins with."""
+    base = base.rstrip("/")
+    version = path[: path.find("/", 1)]
+    return base + (path.removeprefix(version) if version[:2] == "/v" and base.endswith(version) else path)
 
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")

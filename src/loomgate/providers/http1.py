@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -74,17 +75,32 @@ def request_head(
 
     Raises `ProviderError` ``invalid`` for what would not be one header each, naming the header and never its value.
     """
+    head, seen, claimed = _head(method, target, host, tuple(headers.items()), more, login)
+    if claimed is not None and claimed != str(length):
+        raise ProviderError("invalid", "The header 'Content-Length' is not the length of the body.")
+    if not length and method in _BODILESS_METHODS:
+        return head + b"\r\n", seen
+    return b"%bContent-Length: %d\r\n\r\n" % (head, length), seen
+
+
+@lru_cache(maxsize=64)  # calls to one endpoint with one key differ in nothing but their length
+def _head(
+    method: str, target: str, host: str, headers: tuple[tuple[str, str], ...], more: str, login: str
+) -> tuple[bytes, int, str | None]:
+    """All of `request_head` but the length and the empty line; the length that the caller claims, if it does."""
     if method not in _known_methods and not _TOKEN.fullmatch(method):
         raise ProviderError("invalid", f"{method[:100]!r} is not an HTTP method.")
     seen = lines = 0
     text = ""
-    for name, value in headers.items():
+    claimed = None
+    for name, value in headers:
         role = _known_names.get(name)
         if role is None:
             role = _role(name)
         if role == LENGTH:
-            if value.strip() != str(length):
-                raise ProviderError("invalid", "The header 'Content-Length' is not the length of the body.")
+            if claimed is not None and value.strip() != claimed:
+                raise ProviderError("invalid", f"The header {name!r} is there twice.")
+            claimed = value.strip()
             continue
         if seen & role & ~FORBIDDEN:
             raise ProviderError("invalid", f"The header {name!r} is there twice.")
@@ -92,9 +108,9 @@ def request_head(
         lines += 1
         text += f"{name}: {value}\r\n"
     if text.count("\n") != lines or text.count("\r") != lines or "\0" in text:
-        raise ProviderError("invalid", f"The header {_broken(headers)!r} has a line break or a NUL in its value.")
+        raise ProviderError("invalid", f"The header {_broken(dict(headers))!r} has a line break or a NUL in its value.")
     if seen & (CONNECTION | FORBIDDEN):
-        seen |= _check_framing(headers)
+        seen |= _check_framing(dict(headers))
     if login and not seen & AUTHORIZATION:
         more += login
     if seen & (AGENT | ACCEPT | ENCODING):
@@ -102,9 +118,8 @@ def request_head(
     else:
         text += _ALL_DEFAULTS
     first = f"{method} {target} HTTP/1.1\r\n" if seen & HOST else f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n"
-    end = f"{more}\r\n" if not length and method in _BODILESS_METHODS else f"{more}Content-Length: {length}\r\n\r\n"
     try:
-        return (first + text + end).encode("utf-8", "surrogateescape"), seen
+        return (first + text + more).encode("utf-8", "surrogateescape"), seen, claimed
     except UnicodeEncodeError:
         raise ProviderError("invalid", "A header has a character that cannot be sent.") from None
 

@@ -18,7 +18,7 @@ from loomgate.wire.endpoints import EndpointName
 Fields = dict[str, Any]
 
 # What looking into an answer raises when it is not shaped as it should be.
-_UNFOUND = (KeyError, TypeError, ValueError, IndexError, AttributeError, struct.error)
+_UNFOUND = (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, struct.error)
 
 encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode

@@ -90,6 +90,8 @@ def operation(target: Target, endpoint: EndpointName, model: str | None = None) 
     vendor = target.vendor
     if endpoint not in vendor.endpoints:
         return None
+    if endpoint == "chat" and vendor.dialect == "openai":
+        return _CHAT  # what most calls are
     own = _OWN.get((vendor.name, endpoint))
     if own is not None:
         return own
@@ -159,7 +161,7 @@ class Passes(msgspec.Struct, frozen=True):
             if vendor.default_model is not None and "model" not in fields:
                 made = {**fields, "model": vendor.default_model}  # PV-90
             drop = vendor.drop | target.drop if target.drop else vendor.drop
-            if not drop.isdisjoint(made):
+            if drop and not drop.isdisjoint(made):
                 made = {name: value for name, value in made.items() if name not in drop}
             for ours, theirs in vendor.rename.items():
                 if ours in made:
@@ -198,11 +200,14 @@ def _at_azure(fields: Fields, target: Target) -> Fields:
 
 
 _PASSES: dict[EndpointName, Operation] = {name: Passes(name) for name in ENDPOINTS}
+_CHAT = _PASSES["chat"]
 _PREFIXES: dict[EndpointName, str] = {name: row.path.rstrip("/") for name, row in ENDPOINTS.items()}
 
 
 def _extended(url: str, rest: str, query: str) -> str:
     """``url`` with ``rest`` at the end of its path and ``query`` in front of its own, which does not repeat names."""
+    if not query and "?" not in url:
+        return url + rest
     base, _, own = url.partition("?")
     names = {pair.partition("=")[0] for pair in query.split("&")} if query else frozenset[str]()
     pairs = [query] if query else []

@@ -47,6 +47,10 @@ def connect(path: Path) -> Connection:
 
 _SQLITE = sqlite.dialect(paramstyle="named")
 _BATCH = 64  # transactions in one commit: bounds how long the event loop is held
+# KB of pages that the two connections remember. What is written is new or was read a moment ago, so the writer fills
+# whatever it gets and gains nothing by it.
+_WRITER_KB = 4_000
+_READER_KB = 16_000
 _WAL_TRIES = 100
 _BUSY_MS = 5_000  # how long another process (a command line) may hold the write lock
 
@@ -144,8 +148,8 @@ class Database:
         """Open ``path`` (made when missing). Raises `StoreError` when it cannot be opened as a database."""
         self._path = path
         try:
-            self._writer = self._connect(path, synchronous)
-            self._reader = self._connect(path, synchronous)
+            self._writer = self._connect(path, synchronous, _WRITER_KB)
+            self._reader = self._connect(path, synchronous, _READER_KB)
             self._reader.execute("PRAGMA query_only = 1")
         except apsw.Error as error:
             raise StoreError(f"cannot open the database {path}: {error}") from None
@@ -157,11 +161,11 @@ class Database:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="loomgate-commit")
 
     @staticmethod
-    def _connect(path: Path, synchronous: str) -> Connection:
+    def _connect(path: Path, synchronous: str, cache: int) -> Connection:
         connection = connect(path)
         use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
-        connection.execute("PRAGMA cache_size = -16000")  # 16 MB
+        connection.execute(f"PRAGMA cache_size = -{cache}")
         connection.execute("PRAGMA temp_store = MEMORY")
         return connection
 

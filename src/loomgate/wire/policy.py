@@ -297,7 +297,9 @@ _MESSAGES = {
     "strategy.mode": "Invalid 'mode' value. Must be one of: single, loadbalance, fallback, conditional",
     "cache.mode": "Invalid 'cache.mode' value. Must be one of: simple, semantic",
 }
-_NOT_OFFERED = {"prompt_id": "This server has no prompt templates: send messages"}
+_NOT_OFFERED = {
+    "prompt_id": "This server has no prompt templates: send messages",
+}
 _PATTERNS = {
     r"^[\x20-\x7e]*": "Expected printable ASCII characters",
     r"^(metadata|params)": "Expected `metadata.KEY` or `params.KEY`",

@@ -110,7 +110,7 @@ class WholeDecoder(EventDecoder):
         try:
             found = _decode(data)
             yield from self.told(found)
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, IndexError, AttributeError):
             said = data[:300].decode("utf-8", "replace")
             raise ProviderError("malformed", f"The endpoint sent an answer that cannot be read: {said}") from None
 

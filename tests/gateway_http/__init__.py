@@ -1,0 +1,1 @@
+"""The gateway over HTTP when something goes wrong: odd requests, clients that leave, endpoints that break."""
