@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _CHAT = ENDPOINTS["chat"]
 _MODELS = ENDPOINTS["models"]
-_PLAYED = frozenset({"chat", "complete", "messages", "count_tokens"})
+_PLAYED = frozenset({"chat", "complete", "messages", "count_tokens", "respond"})
 _MOST_COMPILED = 1000
 # What of a request says where its model calls go; the rest is about how.
 _NAMING = "provider virtual_key config inline custom_host options input_guardrails output_guardrails".split()

@@ -66,7 +66,7 @@ def dialect_of(target: Target, model: str | None = None, endpoint: EndpointName 
     It depends on the model on Vertex AI (GATEWAY TR-21) and AI21, and on the address for azure-ai (PV-03).
     """
     vendor = target.vendor
-    if endpoint not in _PLAYED:
+    if endpoint not in _PLAYED and endpoint != "respond":
         return None
     if endpoint == "complete" and "complete" in vendor.endpoints and vendor.dialect in _COMPLETIONS:
         own = _COMPLETIONS[vendor.dialect]

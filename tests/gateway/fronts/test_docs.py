@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from loomgate.gateway.fronts import chat, messages
+from loomgate.gateway.fronts import chat, messages, responses
 from loomgate.providers import parts
 
 PAGE = (Path(__file__).parents[3] / "docs" / "gateway" / "translation.md").read_text()
@@ -27,3 +27,7 @@ def test_every_field_of_chat_completions() -> None:
 def test_every_field_of_messages() -> None:
     known = messages._KNOWN | set(messages._REFUSED)  # pyright: ignore[reportPrivateUsage]
     assert rows(section("Messages")) == known
+
+
+def test_every_field_of_responses() -> None:
+    assert rows(section("Responses")) == responses._KNOWN  # pyright: ignore[reportPrivateUsage]
