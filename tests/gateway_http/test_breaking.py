@@ -20,7 +20,8 @@ from tests.gateway_http.caller import (
     part,
 )
 from tests.support.eventually import eventually
-from tests.support.peer import Peer, Server as Endpoint, answer
+from tests.support.peer import Peer, answer
+from tests.support.peer import Server as Endpoint
 from tests.support.server import Server
 
 Start = Callable[[Callable[[Peer], Awaitable[None]]], Endpoint]
@@ -219,5 +220,5 @@ def test_an_answer_that_is_not_used_is_let_go(
     with caller.ask(path, BODY, headers) as asking:
         asking.until(b"\r\n\r\n")
     eventually(lambda: not upstream.open, patience=5)
-    transport = gateway.application.gateway._transport  # noqa: SLF001 - there is no other way to count slots
+    transport = gateway.application.gateway._transport
     assert eventually(lambda: not transport._watches, patience=2)
