@@ -119,15 +119,19 @@ def chat(*, stream: bool = False, **fields: Any) -> dict[str, Any]:
 
 def openai_event(text: str) -> bytes:
     """A chunk of a streamed chat completion as OpenAI sends it."""
-    return b"data: " + msgspec.json.encode(
-        {
-            "id": "chatcmpl-1",
-            "object": "chat.completion.chunk",
-            "created": 1700000000,
-            "model": "gpt-4o-mini",
-            "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}],
-        }
-    ) + b"\n\n"
+    return (
+        b"data: "
+        + msgspec.json.encode(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion.chunk",
+                "created": 1700000000,
+                "model": "gpt-4o-mini",
+                "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}],
+            }
+        )
+        + b"\n\n"
+    )
 
 
 def anthropic_event(text: str, index: int = 0) -> bytes:
@@ -143,9 +147,7 @@ ANTHROPIC_START = (
     b'event: content_block_start\ndata: {"type":"content_block_start","index":0,'
     b'"content_block":{"type":"text","text":""}}\n\n'
 )
-EVENTS = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def part(data: bytes) -> bytes:

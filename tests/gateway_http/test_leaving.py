@@ -100,7 +100,8 @@ def test_a_client_that_leaves_between_two_tries(caller: Caller, endpoint: Start)
     upstream = endpoint(play)
     config = '{"provider":"openai","retry":{"attempts":5,"on_status_codes":[503],"use_retry_after_header":true}}'
     asking = caller.ask("/chat/completions", chat(), caller.headers(upstream.url, "", config=config))
-    print(asking.rest()); eventually(lambda: upstream.requests)
+    print(asking.rest())
+    eventually(lambda: upstream.requests)
     asking.leave()
     (record,) = caller.log()
     assert record["response"]["status"] == 499, record
@@ -137,7 +138,12 @@ class Pouring:
 POURED = {
     "passed": ("openai", "/chat/completions", EVENTS, part(openai_event("x" * _PIECE))),
     "proxied": ("openai", "/proxy/big", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", part(b"x" * _PIECE)),
-    "translated": ("anthropic", "/chat/completions", EVENTS + part(ANTHROPIC_START), part(anthropic_event("x" * _PIECE))),
+    "translated": (
+        "anthropic",
+        "/chat/completions",
+        EVENTS + part(ANTHROPIC_START),
+        part(anthropic_event("x" * _PIECE)),
+    ),
 }
 
 
@@ -164,7 +170,9 @@ def test_a_slow_reader_slows_the_endpoint(caller: Caller, endpoint: Start, way: 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_stop_within_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stop_within_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
     provider, path, pieces, more = WAYS[way]
     with serving(tmp_path / "data", key=True, drain_seconds=0.4) as server:

@@ -127,7 +127,7 @@ class GatewayRoutes:
                 await send(CUT)
                 return
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], _error_body(error, endpoint))
+            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
