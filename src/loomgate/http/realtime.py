@@ -75,6 +75,11 @@ class Realtime:
             outcome = await _relay(session, receive, send)
         except OSError:  # the client left meanwhile
             outcome = None
+        except asyncio.CancelledError:
+            # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
         finally:
             session.end()
             session.finish(outcome)
