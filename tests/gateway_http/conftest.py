@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from tests.gateway_http.caller import Caller
-from tests.support.peer import Peer, Server as Endpoint
+from tests.support.peer import Peer
+from tests.support.peer import Server as Endpoint
 from tests.support.server import Server, serving
 
 

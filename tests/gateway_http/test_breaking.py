@@ -20,7 +20,8 @@ from tests.gateway_http.caller import (
     part,
 )
 from tests.support.eventually import eventually
-from tests.support.peer import Peer, Server as Endpoint, answer
+from tests.support.peer import Peer, answer
+from tests.support.peer import Server as Endpoint
 from tests.support.server import Server
 
 Start = Callable[[Callable[[Peer], Awaitable[None]]], Endpoint]
@@ -47,7 +48,7 @@ def split(asking: Conversation) -> tuple[int, dict[str, str], bytes]:
     return int(first.split()[1]), {name.lower(): value for name, value in pairs}, body
 
 
-# --- streams that break ------------------------------------------------------------------------------------------------
+# --- streams that break ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.behaviour("STM-10")
@@ -86,7 +87,7 @@ def test_a_translated_stream_that_breaks_says_so(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-# --- no answer at all --------------------------------------------------------------------------------------------------
+# --- no answer at all ------------------------------------------------------------------------------------------------
 
 GARBAGE = {
     "closed": (b"", 503),
@@ -140,7 +141,7 @@ def test_a_whole_answer_that_cannot_be_translated(
     assert json.loads(body)["error"]["message"]
 
 
-# --- errors of odd forms -----------------------------------------------------------------------------------------------
+# --- errors of odd forms ---------------------------------------------------------------------------------------------
 
 
 def test_an_error_of_100_megabytes(caller: Caller, endpoint: Start) -> None:
@@ -197,7 +198,7 @@ def test_an_endpoint_that_stalls(caller: Caller, endpoint: Start) -> None:
     assert left.wait(5)
 
 
-# --- connections are given back ----------------------------------------------------------------------------------------
+# --- connections are given back --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["429 Slow", "500 Broken"])
@@ -219,5 +220,5 @@ def test_an_answer_that_is_not_used_is_let_go(
     with caller.ask(path, BODY, headers) as asking:
         asking.until(b"\r\n\r\n")
     eventually(lambda: not upstream.open, patience=5)
-    transport = gateway.application.gateway._transport  # noqa: SLF001 - there is no other way to count slots
+    transport = gateway.application.gateway._transport
     assert eventually(lambda: not transport._watches, patience=2)

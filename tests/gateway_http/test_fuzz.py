@@ -3,6 +3,8 @@
 ``LOOMGATE_PROPERTIES=long`` sends many more.
 """
 
+# ruff: noqa: E501 - tables of samples
+
 import contextlib
 import http.client
 import json
@@ -20,7 +22,8 @@ from loomgate.http import naming
 from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.provider_data import OPTION_HEADERS
 from tests.gateway_http.caller import OWN, Caller, chat
-from tests.support.peer import Peer, Server as Endpoint, answer
+from tests.support.peer import Peer, answer
+from tests.support.peer import Server as Endpoint
 
 # The server beside the test draws from the same `random` while hypothesis does.
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
@@ -32,7 +35,7 @@ quick = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 HEADERS = sorted(
-    {*naming._READERS, *naming._ELSEWHERE, *naming._IDLE, *OPTION_HEADERS}  # noqa: SLF001 - the tables are the list
+    {*naming._READERS, *naming._ELSEWHERE, *naming._IDLE, *OPTION_HEADERS}
     | {"forward-headers", "trace-id", "span-id", "parent-span-id", "unheard-of"}
 )
 PATHS = [row.path + "x" * row.path.endswith("/") for row in ENDPOINTS.values() if row.path and row.name != "realtime"]
@@ -43,11 +46,18 @@ ODD_TEXT = st.sampled_from([
     "-1", "1.5", "@", "@x/y", "http://[", "http://a b", "//x", "%00", "٣", "host,content-length,transfer-encoding",
     "x-portkey-api-key,connection", "\t", '{"provider":"openai"', '[{"default.contains":5}]', "a" * 20_000, "é" * 100,
 ])  # fmt: skip
-VALUES = st.one_of(ODD_TEXT.map(str.encode), st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))).map(
-    lambda value: bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F)
-)
+VALUES = st.one_of(
+    ODD_TEXT.map(str.encode),
+    st.binary(max_size=60),
+    st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace")),
+).map(lambda value: bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F))
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([2**70, "a\r\nb: c", "", "…"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from([2**70, "a\r\nb: c", "", "…"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -69,7 +79,9 @@ def upstream(endpoint: Start) -> Endpoint:
     return endpoint(play)
 
 
-def send(caller: Caller, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[int, dict[str, str], bytes]:
+def send(
+    caller: Caller, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> tuple[int, dict[str, str], bytes]:
     """One request as it is; fails if there is no answer within ten seconds."""
     connection = http.client.HTTPConnection(urlsplit(caller.url).netloc, timeout=10)
     try:
@@ -111,7 +123,9 @@ def test_no_header_breaks_the_gateway(
     caller: Caller, upstream: Endpoint, caplog: pytest.LogCaptureFixture, data: st.DataObject
 ) -> None:
     named = data.draw(st.dictionaries(st.sampled_from(HEADERS), VALUES, min_size=1, max_size=3))
-    provider = data.draw(st.sampled_from(["openai", "anthropic", "bedrock", "azure-openai", "vertex-ai", "google", "cohere"]))
+    provider = data.draw(
+        st.sampled_from(["openai", "anthropic", "bedrock", "azure-openai", "vertex-ai", "google", "cohere"])
+    )
     given_ = {name.encode(): value.encode() for name, value in caller.headers(upstream.url, provider).items()}
     given_ |= {b"x-portkey-" + name.encode(): value for name, value in named.items()}
     given_[b"x-portkey-custom-host"] = upstream.url.encode()
@@ -130,7 +144,11 @@ CONFIG: dict[str, Any] = {
     "request_timeout": 5000,
     "targets": [
         {"provider": "openai", "api_key": SECRET, "override_params": {"model": "m"}, "weight": 0.5, "name": "a"},
-        {"virtual_key": "none", "forward_headers": ["x-a"], "input_guardrails": [{"default.contains": {"words": ["a"]}}]},
+        {
+            "virtual_key": "none",
+            "forward_headers": ["x-a"],
+            "input_guardrails": [{"default.contains": {"words": ["a"]}}],
+        },
     ],
 }
 
@@ -147,7 +165,9 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @quick
 @given(
     changes=st.lists(st.tuples(st.sampled_from(places(CONFIG)), JSON), min_size=1, max_size=3),
-    extra=st.sampled_from([*OPTION_HEADERS.values(), "custom_host", "provider", "passthrough", "options", "before_request_hooks"]),
+    extra=st.sampled_from(
+        [*OPTION_HEADERS.values(), "custom_host", "provider", "passthrough", "options", "before_request_hooks"]
+    ),
     odd=JSON,
 )
 def test_no_config_breaks_the_gateway(
@@ -166,7 +186,11 @@ def test_no_config_breaks_the_gateway(
     given_ = caller.headers("", "", config=json.dumps(config))
     headers = [(name.encode(), value.encode()) for name, value in given_.items()]
     body = json.dumps(chat()).encode()
-    judge(send(caller, "POST", "/chat/completions", body, [*headers, (b"content-type", b"application/json")]), caplog, caller)
+    judge(
+        send(caller, "POST", "/chat/completions", body, [*headers, (b"content-type", b"application/json")]),
+        caplog,
+        caller,
+    )
 
 
 BODIES = st.one_of(
@@ -176,14 +200,20 @@ BODIES = st.one_of(
         b'{"model":"m","messages":' + b"[" * 900 + b"]" * 900 + b"}", b'{"stream":true}', b"--x\r\n\r\n--x--", b"\0" * 99,
         b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm', b'--x\r\nContent-Disposition: form-data; name="file"',
     ]),
-    st.fixed_dictionaries({}, optional={
-        name: JSON for name in ("model", "messages", "stream", "tools", "input", "prompt", "max_tokens", "response_format",
-        "tool_choice", "stop", "system", "documents", "query", "voice", "n", "temperature", "stream_options")
-    }).map(lambda fields: json.dumps(fields).encode()),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("model", "messages", "stream", "tools", "input", "prompt", "max_tokens", "response_format", "tool_choice", "stop", "system", "documents", "query", "voice", "n", "temperature", "stream_options"), JSON)).map(lambda fields: json.dumps(fields).encode()),
     st.lists(JSON, max_size=3).map(lambda parts: json.dumps({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": parts}]}).encode()),
     st.binary(max_size=50),
 )  # fmt: skip
-TYPES = ["application/json", "multipart/form-data; boundary=x", "multipart/form-data", "text/plain", "audio/wav", "", "APPLICATION/JSON; charset=utf-16", "/;"]
+TYPES = [
+    "application/json",
+    "multipart/form-data; boundary=x",
+    "multipart/form-data",
+    "text/plain",
+    "audio/wav",
+    "",
+    "APPLICATION/JSON; charset=utf-16",
+    "/;",
+]
 
 
 @quick
@@ -211,7 +241,10 @@ def test_no_body_breaks_the_gateway(
 
 
 @quick
-@given(tail=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30), base=st.sampled_from([*PATHS, "/proxy/", "/", "/models/"]))
+@given(
+    tail=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30),
+    base=st.sampled_from([*PATHS, "/proxy/", "/", "/models/"]),
+)
 def test_no_path_breaks_the_gateway(
     caller: Caller, upstream: Endpoint, caplog: pytest.LogCaptureFixture, tail: str, base: str
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.gateway_http.caller import ANTHROPIC_START, EVENTS, OWN, Caller, anthropic_event, chat, openai_event, part
 from tests.support.eventually import eventually
-from tests.support.peer import Peer, Server as Endpoint
+from tests.support.peer import Peer
+from tests.support.peer import Server as Endpoint
 from tests.support.server import serving
 
 Start = Callable[[Callable[[Peer], Awaitable[None]]], Endpoint]
@@ -107,7 +108,7 @@ def test_a_client_that_leaves_between_two_tries(caller: Caller, endpoint: Start)
     assert record["response"]["status"] == 499, record
 
 
-# --- slow readers -----------------------------------------------------------------------------------------------------
+# --- slow readers ---------------------------------------------------------------------------------------------------
 
 _PIECE = 32 * 1024
 _MANY = 2000  # pieces: 64 MB, far more than all buffers on the way
@@ -166,7 +167,7 @@ def test_a_slow_reader_slows_the_endpoint(caller: Caller, endpoint: Start, way: 
     assert record["response"]["status"] == 499, record
 
 
-# --- the server stops -------------------------------------------------------------------------------------------------
+# --- the server stops -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -9,7 +9,8 @@ import msgspec
 
 from tests.gateway_http.caller import EVENTS, Caller, chat, openai_event, part
 from tests.support.eventually import eventually
-from tests.support.peer import Peer, Server as Endpoint, answer
+from tests.support.peer import Peer, answer
+from tests.support.peer import Server as Endpoint
 from tests.support.server import Client, Server
 
 Start = Callable[[Callable[[Peer], Awaitable[None]]], Endpoint]

@@ -167,7 +167,9 @@ def masked_headers(headers: Mapping[str, str], sensitive: Iterable[str] = ()) ->
     An inline config may hold keys anywhere, so it is masked whole; the slug of a saved one stays.
     """
     kept = dict(headers)
-    for name in headers:
+    for name, value in headers.items():
+        if not value.isascii():  # half a character of the client's must not lose the records of everybody
+            kept[name] = value.encode("utf-8", "replace").decode()
         # The look-up is the rule: a header comes with every call, and `is_secret` remembers.
         if _secrets.get(name, True) and is_secret(name):
             kept[name] = MASK
@@ -195,6 +197,8 @@ def masked_url(url: str) -> str:
 def _url(request: Request) -> str:
     """Where the client sent its request."""
     url = f"http://{request.headers.get('host', 'localhost')}/v1{request.path}"
+    if not url.isascii():
+        url = url.encode("utf-8", "replace").decode()
     return masked_url(f"{url}?{request.query}") if request.query else url
 
 
