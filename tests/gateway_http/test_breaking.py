@@ -48,7 +48,7 @@ def split(asking: Conversation) -> tuple[int, dict[str, str], bytes]:
     return int(first.split()[1]), {name.lower(): value for name, value in pairs}, body
 
 
-# --- streams that break ------------------------------------------------------------------------------------------------
+# --- streams that break ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.behaviour("STM-10")
@@ -87,7 +87,7 @@ def test_a_translated_stream_that_breaks_says_so(
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-# --- no answer at all --------------------------------------------------------------------------------------------------
+# --- no answer at all ------------------------------------------------------------------------------------------------
 
 GARBAGE = {
     "closed": (b"", 503),
@@ -141,7 +141,7 @@ def test_a_whole_answer_that_cannot_be_translated(
     assert json.loads(body)["error"]["message"]
 
 
-# --- errors of odd forms -----------------------------------------------------------------------------------------------
+# --- errors of odd forms ---------------------------------------------------------------------------------------------
 
 
 def test_an_error_of_100_megabytes(caller: Caller, endpoint: Start) -> None:
@@ -198,7 +198,7 @@ def test_an_endpoint_that_stalls(caller: Caller, endpoint: Start) -> None:
     assert left.wait(5)
 
 
-# --- connections are given back ----------------------------------------------------------------------------------------
+# --- connections are given back --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["429 Slow", "500 Broken"])

@@ -3,6 +3,8 @@
 ``LOOMGATE_PROPERTIES=long`` sends many more.
 """
 
+# ruff: noqa: E501 - tables of samples
+
 import contextlib
 import http.client
 import json

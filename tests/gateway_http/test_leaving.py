@@ -108,7 +108,7 @@ def test_a_client_that_leaves_between_two_tries(caller: Caller, endpoint: Start)
     assert record["response"]["status"] == 499, record
 
 
-# --- slow readers -----------------------------------------------------------------------------------------------------
+# --- slow readers ---------------------------------------------------------------------------------------------------
 
 _PIECE = 32 * 1024
 _MANY = 2000  # pieces: 64 MB, far more than all buffers on the way
@@ -167,7 +167,7 @@ def test_a_slow_reader_slows_the_endpoint(caller: Caller, endpoint: Start, way: 
     assert record["response"]["status"] == 499, record
 
 
-# --- the server stops -------------------------------------------------------------------------------------------------
+# --- the server stops -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
