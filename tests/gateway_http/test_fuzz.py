@@ -26,7 +26,7 @@ from tests.support.peer import Peer, answer
 from tests.support.peer import Server as Endpoint
 
 # The server beside the test draws from the same `random` while hypothesis does.
-pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 Start = Callable[[Callable[[Peer], Awaitable[None]]], Endpoint]
 SECRET = "sk-secret-in-config-0123456789"
 quick = settings(

@@ -33,7 +33,7 @@ _LONGEST_WHOLE = 64 * 1024 * 1024  # an answer that has to be read as a whole be
 _SMALL = 256 * 1024  # a whole answer up to this size is taken in one piece, a larger one passes as it comes
 # After the last chunk: how long to wait for the end of the body, so that the connection can be used again.
 _DRAIN = Timeouts(idle=0.5)
-_TIMEOUTS = Timeouts()
+_EXPLAIN = Timeouts(idle=10.0)  # for the body of an error, which says little more than its status
 
 _encode = msgspec.json.Encoder().encode
 _MESSAGES = MessagesFront()
@@ -230,6 +230,7 @@ class Exchange:
 
     async def _refused(self, request: Request, resolved: Resolved, reply: Reply) -> tuple[Answer, bytes]:
         """An error of a mapped endpoint in OpenAI's shape (GERR-01, GERR-09), and what the endpoint said."""
+        reply.hurry(_EXPLAIN)
         async with reply:
             said = await reply.read(_LONGEST_ERROR)
         shape = messages_error_body if request.endpoint.name in ANTHROPIC else error_body
