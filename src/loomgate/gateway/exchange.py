@@ -25,7 +25,7 @@ from loomgate.providers.dialect import Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.operations import dialect_of, operation, proxied
 from loomgate.providers.transport import Reply, Timeouts, Transport
-from loomgate.wire.chat import Chat, Chunk, Finish, RedactedThinking, ThinkingDelta
+from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
 
 _LONGEST_ERROR = 64 * 1024
@@ -249,8 +249,6 @@ class Exchange:
     ) -> Answer:
         """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
         first = await anext(chunks)
-        while request.chat is not None and isinstance(first, ThinkingDelta | RedactedThinking):
-            first = await anext(chunks)  # a run has no use for thoughts: until its first word it may be tried again
         told = _with_first(first, chunks)
         if request.chat is not None:
             return Answer(200, chunks=told)

@@ -121,15 +121,14 @@ async def test_a_stream_that_breaks_off_is_not_asked_for_again(wire: Wire, broke
     assert heard(chunks).text.startswith("One")
 
 
-async def test_thoughts_may_be_thought_again() -> None:
-    """A run has no use for them, so an endpoint that gives up while it thinks is asked again."""
+async def test_an_answer_that_breaks_among_its_thoughts_is_told_as_broken_in_the_middle() -> None:
+    """Then its run asks again: see `test_a_run_whose_model_breaks_off_while_it_thinks`."""
     (wire,) = (wire for wire in wires() if wire.name == "anthropic")
     thought = wire.stream(Answer(thinking="Hm.")).split(b"event: content_block_stop")[0]
     broken = thought + b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Over"}}\n\n'
-    found, server = await ask(
-        wire, chat(wire), streamed(wire, broken), streamed(wire, wire.stream(Answer(text=["Yes"])))
-    )
-    assert (found.thinking, found.text, len(server.asked)) == ("", "Yes", 2)
+    with pytest.raises(ProviderError) as caught:
+        await ask(wire, chat(wire), streamed(wire, broken))
+    assert (caught.value.kind, caught.value.path) == ("overloaded", "config")
 
 
 @scenario("malformed")
