@@ -123,6 +123,16 @@ def test_the_least_lately_used_circuits_are_forgotten(time: Time) -> None:
     assert not breakers.admits("kept")
 
 
+def test_a_cooldown_outlives_the_window_in_which_it_began(time: Time, breakers: Breakers) -> None:
+    breakers.note("a", 200, THREE)
+    time.now += 290
+    for _ in range(4):
+        breakers.note("a", 503, THREE)
+    time.now += 15  # the window is over, the cooldown is not
+    breakers.note("a", 200, THREE)  # it was used because all were open
+    assert not breakers.admits("a")
+
+
 @given(st.integers(1, 5), st.lists(st.tuples(st.booleans(), st.floats(0, 40)), max_size=60))
 @settings(max_examples=200, deadline=None)
 def test_a_threshold_equals_the_model(threshold: int, story: list[tuple[bool, float]]) -> None:

@@ -235,7 +235,7 @@ def test_no_text_takes_long_to_be_looked_at(unit: str) -> None:
     text = (unit * 100_000)[:100_000]
     before = clock.monotonic()
     code_formats.found_in(text)
-    assert clock.monotonic() - before < 0.3
+    assert clock.monotonic() - before < 2  # what looks twice takes minutes
 
 
 @pytest.mark.parametrize("unit", ["{", '{"', '\\"', '{"a":', "}", "```json\n{", "`", "``` ", "[", '{"a":1}', "{}"])
@@ -243,4 +243,4 @@ def test_no_text_takes_long_to_be_searched_for_json(unit: str) -> None:
     for text in (unit * 100_000, '{"' + unit * 100_000, "x {" + unit * 100_000):
         before = clock.monotonic()
         json_in_text.values(text)
-        assert clock.monotonic() - before < 0.5
+        assert clock.monotonic() - before < 2

@@ -41,7 +41,10 @@ class Breakers:
         now = self._now()
         cooldown = breaker.cooldown_interval / 1000
         circuit = self._circuits.pop(key, None)
-        if circuit is None or now - circuit.began > max(WINDOW, cooldown) or 0 < circuit.open_until <= now:
+        # An open circuit stays as it is until its cooldown is over, however long ago its window began.
+        if circuit is None or (
+            circuit.open_until <= now and (circuit.open_until > 0 or now - circuit.began > max(WINDOW, cooldown))
+        ):
             circuit = _Circuit(now)
         self._circuits[key] = circuit  # the last one used is the last one to be forgotten
         if len(self._circuits) > self._most:
