@@ -108,7 +108,7 @@ def test_unique_items_are_found_in_one_pass() -> None:
     items = [{"a": n} if n % 2 else [n] for n in range(6_000)]
     before = clock.monotonic()
     assert json_in_text.Schema({"uniqueItems": True}).judged([items]) == (items, [])
-    assert clock.monotonic() - before < 0.5
+    assert clock.monotonic() - before < 2
 
 
 async def test_a_schema_cannot_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
