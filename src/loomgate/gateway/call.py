@@ -194,7 +194,6 @@ class Answer:
         "error",
         "final",
         "headers",
-        "hooks",
         "model",
         "path",
         "provider",
@@ -229,7 +228,6 @@ class Answer:
         self.retries = 0
         self.cache = "DISABLED"
         self.usage: Usage | None = None
-        self.hooks: Any = None
         self.error: ProviderError | None = None
         self.final = False
         self.tries: int | None = None

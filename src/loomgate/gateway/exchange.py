@@ -17,6 +17,7 @@ from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
+from loomgate.gateway.gather import led
 from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
@@ -186,24 +187,14 @@ class Exchange:
         if "realtime" not in target.vendor.endpoints:
             return unsupported(request, resolved.provider)
         call = realtime_call(target, resolved.model, request.query, request.headers)
-        more = _forwarded(request, effective, target)
-        call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
-        if target.auth is not None:
-            call = target.auth(call)
         answer = Answer(200)
-        answer.session = await open_session(self._transport, call, timeouts)
+        answer.session = await open_session(self._transport, _proven(call, target, effective, request), timeouts)
         return answer
 
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        """Send ``call`` with what proves it and the headers that go along (RH-13, RH-19 to RH-21)."""
-        more = _forwarded(request, effective, target)
-        if more or target.public_only:
-            call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
-        if target.auth is not None:
-            call = target.auth(call)
-        return await self._transport.send(call, timeouts)
+        return await self._transport.send(_proven(call, target, effective, request), timeouts)
 
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
@@ -249,7 +240,7 @@ class Exchange:
     ) -> Answer:
         """``chunks`` as the client reads them; the first one is awaited, so that an error before it has its status."""
         first = await anext(chunks)
-        told = _with_first(first, chunks)
+        told = led(first, chunks)
         if request.chat is not None:
             return Answer(200, chunks=told)
         if decoder is not None:
@@ -401,15 +392,6 @@ async def _chunks(reply: Reply, decoder: Decoder, secrets: tuple[str | None, ...
             pass
 
 
-async def _with_first(first: Chunk, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
-    try:
-        yield first
-        async for chunk in chunks:
-            yield chunk
-    finally:
-        await chunks.aclose()
-
-
 async def _encoded(chunks: AsyncGenerator[Chunk, None], encoder: Encoder) -> AsyncGenerator[bytes, None]:
     try:
         async for chunk in chunks:
@@ -433,6 +415,14 @@ def _strict(request: Request, effective: Effective) -> bool:
 
 
 _OPENAI = frozenset({"openai", "azure-openai"})
+
+
+def _proven(call: HttpCall, target: Target, effective: Effective, request: Request) -> HttpCall:
+    """``call`` with what proves it and the headers that go along (RH-13, RH-19 to RH-21)."""
+    more = _forwarded(request, effective, target)
+    if more or target.public_only:
+        call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+    return call if target.auth is None else target.auth(call)
 
 
 def _forwarded(request: Request, effective: Effective, target: Target) -> dict[str, str]:

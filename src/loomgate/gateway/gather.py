@@ -4,6 +4,7 @@ What must live here: reading a stream that goes to a client, in the format the c
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -17,6 +18,8 @@ from loomgate.providers.dialect import Decoder
 from loomgate.providers.openai import AnswerDecoder
 from loomgate.wire.chat import Chunk, Finish
 from loomgate.wire.ids import new_id
+
+T = TypeVar("T")
 
 _decode = msgspec.json.Decoder(dict).decode
 _DECODERS: dict[str, Callable[[], Decoder]] = {
@@ -81,6 +84,16 @@ def gathered(request: Request, answer: Answer, pieces: list[bytes], chunks: list
     if not found:
         return None
     return FRONTS[request.endpoint.name].whole(found, about_of(request, answer))
+
+
+async def led(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """``first``, then ``rest``, which is closed with it."""
+    try:
+        yield first
+        async for one in rest:
+            yield one
+    finally:
+        await rest.aclose()
 
 
 async def chunks_of(found: list[Chunk]) -> AsyncGenerator[Chunk, None]:

@@ -4,7 +4,6 @@ What must live here: what a verdict does to an answer (GATEWAY GR-08 to GR-16). 
 (``guardrails``).
 """
 
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from loomgate.errors import ProviderError
 from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.exchange import JSON, failed
-from loomgate.gateway.gather import chunks_of, collect, gathered, overheard, pieces_of, whole_body
+from loomgate.gateway.gather import chunks_of, collect, gathered, led, overheard, pieces_of, whole_body
 from loomgate.gateway.guardrails import Guards, denied_body, with_results
 from loomgate.gateway.resolve import Resolved
 from loomgate.gateway.subject import Subject
@@ -65,7 +64,7 @@ class Guard:
         elif after:
             answer = overheard(answer, _LONGEST, lambda pieces, chunks: self._afterwards(answer, pieces, chunks))
         if self._before and answer.stream is not None and self._loose:
-            answer.stream = _led(self._event({"before_request_hooks": self._before}), answer.stream)
+            answer.stream = led(self._event({"before_request_hooks": self._before}), answer.stream)
         return answer
 
     # --- pieces ---
@@ -150,12 +149,3 @@ class Guard:
     def _event(self, results: Fields) -> bytes:
         name = b"event: hook_results\n" if self._request.endpoint.name == "messages" else b""
         return name + b"data: " + _encode({"hook_results": results}) + b"\n\n"
-
-
-async def _led(first: bytes, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    try:
-        yield first
-        async for piece in stream:
-            yield piece
-    finally:
-        await stream.aclose()

@@ -273,17 +273,14 @@ def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
     return _encode(made)
 
 
+def _is_pretty(query: bytes) -> bool:
+    """RT-09."""
+    return any(pair.partition(b"=")[0] == b"pretty" for pair in query.split(b"&"))
+
+
 async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[bytes, bytes]], body: bytes) -> None:
     query: bytes = scope["query_string"]
-    if (
-        b"pretty" in query
-        and body
-        and body[:1] in b"{["
-        and b"pretty"
-        in (  # RT-09
-            pair.partition(b"=")[0] for pair in query.split(b"&")
-        )
-    ):
+    if b"pretty" in query and body[:1] in (b"{", b"[") and _is_pretty(query):
         with contextlib.suppress(msgspec.DecodeError):
             body = msgspec.json.format(body, indent=2)
     if status not in (204, 304):
