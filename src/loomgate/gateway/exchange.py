@@ -247,7 +247,9 @@ class Exchange:
             about = msgspec.structs.replace(about, id=id, model=decoder.model or about.model)
         front = FRONTS[request.endpoint.name]
         if stream:
-            return Answer(200, stream=_encoded(told, front.encoder(about)), headers=[EVENTS])
+            answer = Answer(200, headers=[EVENTS])
+            answer.stream = _encoded(answer, told, front.encoder(about))
+            return answer
         whole = front.whole([chunk async for chunk in told], about)
         return Answer(200, _encode(whole), headers=[JSON])
 
@@ -365,12 +367,16 @@ async def _chunks(reply: Reply, decoder: Decoder, secrets: tuple[str | None, ...
             pass
 
 
-async def _encoded(chunks: AsyncGenerator[Chunk, None], encoder: Encoder) -> AsyncGenerator[bytes, None]:
+async def _encoded(
+    answer: Answer, chunks: AsyncGenerator[Chunk, None], encoder: Encoder
+) -> AsyncGenerator[bytes, None]:
+    """``chunks`` in the client's words; the error of those that break is told last, and is ``answer``'s."""
     try:
         async for chunk in chunks:
             if data := encoder.feed(chunk):
                 yield data
     except ProviderError as error:
+        answer.error = error
         yield encoder.error(error.message, _TYPE.get(error.kind, "api_error"), error.kind)
     finally:
         await chunks.aclose()

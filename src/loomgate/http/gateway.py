@@ -19,6 +19,7 @@ from loomgate.gateway.batches import output as batch_output
 from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.fronts.errors import refusal_body
+from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
@@ -299,6 +300,9 @@ async def _send_stream(
             log.warning("an answer broke off: %s", error.message)
             await send(CUT)
             return
+        except asyncio.CancelledError as error:
+            await stream.athrow(error)  # it is for its log, too, why it ends
+            raise
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -364,4 +368,4 @@ class _Leaving:
             pass
         self.gone = True
         assert self._task is not None
-        self._task.cancel()
+        self._task.cancel(LEFT)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from loomgate.errors import ApiError, ProviderError, StoreError
 from loomgate.gateway.call import Request
 from loomgate.gateway.fronts.errors import refusal_body
+from loomgate.gateway.meter import STOPPING
 from loomgate.gateway.realtime import Session
 from loomgate.http.faults import overloaded, server_error
 from loomgate.http.gateway import answer_headers, error_headers
@@ -71,7 +72,7 @@ class Realtime:
             return
         chosen = session.subprotocol or ("realtime" if "realtime" in offered else None)
         told = [pair for pair in head if pair[0] not in _HOP and not pair[0].startswith(b"sec-websocket-")]
-        outcome: str | None = "The server stopped."
+        outcome: str | None = STOPPING
         try:
             await send({"type": "websocket.accept", "subprotocol": chosen, "headers": told})
             outcome = await _relay(session, receive, send)
