@@ -61,7 +61,6 @@ LETTERED = set[EndpointName]().union(*LETTERS.values())
 ELSEHOW: set[EndpointName] = {"files", "batches", "fine_tuning", "realtime"}
 # Jobs and their files in formats of the vendors' own (TR-25), which are not translated here.
 MISSING: dict[str, set[EndpointName]] = {
-    "vertex-ai": {"files", "batches", "fine_tuning"},
     "cohere": {"files", "batches"},
     "fireworks-ai": {"files", "fine_tuning"},
 }

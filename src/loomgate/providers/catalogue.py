@@ -185,10 +185,15 @@ _ROWS = (
             "generate_image": "/v1/publishers/google/models/{model}:predict",
             "messages": "/v1/publishers/anthropic/models/{model}:rawPredict",
             "count_tokens": "/v1/publishers/anthropic/models/count-tokens:rawPredict",
+            "files": "/storage/v1/b",
+            "batches": "/v1/batchPredictionJobs",
+            "fine_tuning": "/v1/tuningJobs",
         },
         auth="service_account",
         takes=frozenset({"project", "region"}),
-        options=frozenset({"vertex_project_id", "vertex_region", "vertex_service_account_json"}),
+        options=frozenset(
+            {"vertex_project_id", "vertex_region", "vertex_service_account_json", "vertex_storage_bucket_name"}
+        ),
         dialect="vertex-ai",
         models=("google/gemini-*", "publishers/google/models/*"),
     ),
