@@ -19,6 +19,7 @@ from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
 
 if TYPE_CHECKING:
     from loomgate.gateway.realtime import Session
+    from loomgate.gateway.straight import Passing
 
 Fields = dict[str, Any]
 
@@ -33,6 +34,7 @@ class Request:
 
     __slots__ = (
         "_fields",
+        "ahead",
         "body",
         "chat",
         "content_type",
@@ -74,6 +76,7 @@ class Request:
         self.chat = chat  # a run's model call: its answer is wanted as chunks
         self.run = run  # whose call it is: the run's id and its thread's
         self._fields = fields
+        self.ahead: Passing | None = None  # what was done of it already, see `loomgate.gateway.straight`
 
     @property
     def fields(self) -> Fields:
