@@ -166,6 +166,10 @@ class Passes(msgspec.Struct, frozen=True):
         rest = asked.path.removeprefix(_PREFIXES[self.endpoint])
         return HttpCall(_extended(url, rest, asked.query), headers, body, asked.method)
 
+    def takes(self, fields: Fields, raw: bytes, target: Target) -> bool:
+        """Whether exactly ``raw``, which says ``fields``, is sent. Raises as `request`."""
+        return self._fitted(fields, raw, target) is fields
+
     def answer(self, body: bytes, content_type: str, fields: Fields, target: Target) -> Made:
         """See `Operation.answer`."""
         return Made(body, content_type)

@@ -46,6 +46,11 @@ class Generations:
         self._known[workspace] = (number, now + _SECONDS)
         return number
 
+    def known(self, workspace: str) -> int | None:
+        """The number, if it was looked up within the last second."""
+        found = self._known.get(workspace)
+        return found[0] if found is not None and clock.monotonic() < found[1] else None
+
     async def moved(self, tx: Tx, workspace: str) -> None:
         """Move the number on, with the transaction of the change."""
         await tx.run(_BUMP, owner=workspace)
