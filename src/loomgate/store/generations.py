@@ -52,7 +52,8 @@ class Generations:
         return found[0] if found is not None and clock.monotonic() < found[1] else None
 
     async def moved(self, tx: Tx, workspace: str) -> None:
-        """Move the number on, with the transaction of the change."""
+        """Move the number on, with the transaction of the change, which begins with it: until the commit, nobody else
+        changes what this workspace declares."""
         await tx.run(_BUMP, owner=workspace)
 
     def forget(self, workspace: str) -> None:

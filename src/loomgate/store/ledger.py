@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from loomgate import clock
 from loomgate.errors import bad_request
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx, upsert
+from loomgate.store.database import Database, Statement, Tx, some_of, upsert
 from loomgate.wire.calls import CallFacts, CallRecord, first_log_id
 
 _c, _s = tables.calls, tables.spending
@@ -28,7 +28,7 @@ _count = sa.bindparam("count", type_=sa.Integer)
 _ADD = Statement(sa.insert(_c))
 _GET = Statement(sa.select(_c.c.body, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
 _FORGET = Statement(
-    sa.delete(_c).where(_c.c.id.in_(sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
+    sa.delete(_c).where(some_of(_c.c.id, sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
 )
 
 
@@ -188,7 +188,7 @@ def _spendings(records: list[CallRecord]) -> list[dict[str, Any]]:
             sum[1] += facts.prompt_tokens + facts.completion_tokens
     return [
         {"workspace": workspace, "virtual_key": key, "day": day, "cost": cost, "tokens": int(tokens)}
-        for (workspace, key, day), (cost, tokens) in sums.items()
+        for (workspace, key, day), (cost, tokens) in sorted(sums.items())  # in one order, or two nodes may deadlock
         if cost or tokens
     ]
 
