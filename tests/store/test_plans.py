@@ -115,7 +115,7 @@ PLANS = {
 # A claim sorts what it has found, which is bounded; each search in it stops at its limit, or at the next workspace.
 _CANDIDATES = [
     "head key (id=?)",
-    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_owed (due>? AND due<?)",
     "ix_runs_queued (workspace=? AND due<?)",
