@@ -54,6 +54,7 @@ PLANS = {
     "ledger._GET": "calls key (id=?)",
     "ledger._FORGET": "calls key (id=?); calls key (id<?)",
     "ledger._RESET": "spending key (workspace=? AND virtual_key=?)",
+    "nodes._SEALED": "credentials key (id=?)",
     "outbox._LAST": "ix_deliveries_owed (endpoint=? AND run_id=?)",
     "outbox._CLAIM": "deliveries key (id=?); ix_deliveries_due (endpoint=? AND due<?)",
     "outbox._NEXT_DUE": "ix_deliveries_due (endpoint=? AND due>?)",
@@ -93,6 +94,7 @@ PLANS = {
     "runs._DROP_MESSAGE": "messages key (id=?)",
     "runs._MESSAGES_OF": "ix_messages_run (thread_id=? AND run_id=?); runs key (id=?)",
     "runs._OPEN_CALLS": "ix_steps_run_id_position (run_id=?)",
+    "runs._QUEUED": "ix_runs_due (due<?)",
     "runs._ACTIVE_OF_ALL": "ix_runs_due (due>?)",
     "threads._BODY": "threads key (id=?)",
     "threads._UPDATE": "threads key (id=?)",
@@ -116,6 +118,9 @@ WALKS = {
     "configs._ALL": "`loomgate configs list` shows all",
     "keys._ANY": "stops at the first",
     "ledger._SPENT": "the start adds up all there is: a row for each virtual key and day",
+    "nodes._ANY[credential]": "stops at the first",
+    "nodes._ANY[virtual_key]": "stops at the first",
+    "nodes._ANY[integration]": "stops at the first",
     "threads._TO_PURGE": "stops at the first",
 }
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 
 # Options of `serve` and friends that are settings by another road.
-SETTING_OPTIONS = ("host", "port", "data", "database_url")
+SETTING_OPTIONS = ("host", "port", "worker_port", "data", "database_url")
 
 
 class Parser(argparse.ArgumentParser):

@@ -22,7 +22,7 @@ from loomgate.gateway.exchange import ANTHROPIC
 from loomgate.gateway.fronts.errors import messages_error
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
-from loomgate.http.faults import overloaded, server_error
+from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
@@ -111,8 +111,8 @@ class GatewayRoutes:
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
             await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
-        except StoreError:
-            log.exception("request %s: the store cannot be used", request_id)
+        except StoreError as failure:
+            log_store_error(f"request {request_id}", failure)
             error = overloaded()
             await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
         except Left:
