@@ -131,3 +131,7 @@ class StoreError(LoomgateError):
 
 class StoreBusy(StoreError):
     """The store works, but every connection to it is taken: try again in a moment."""
+
+
+class StoreAway(StoreError):
+    """The store could not be reached for as long as it was waited for: the same may succeed once it is back."""

@@ -75,6 +75,10 @@ class Engine:
         self._bus.poke()
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
 
+    def drain(self) -> None:
+        """Claim no more runs; those under way go on until `close`."""
+        self._worker.drain()
+
     async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
         """Stop: runs under way may finish for ``drain_seconds`` and until ``hurry`` is set; others are handed back."""
         end = clock.now() + drain_seconds

@@ -106,6 +106,9 @@ _OPEN_CALLS = Statement(
     .where(_s.c.run_id == _key, _s.c.status == sa.literal_column("'in_progress'"))
     .order_by(_s.c.position.desc())
 )
+_QUEUED = Statement(
+    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
+)
 _ACTIVE_OF_ALL = Statement(sa.select(sa.func.count()).select_from(_r).where(_r.c.due.is_not(None)))
 
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
@@ -343,6 +346,12 @@ class Runs:
     async def seconds_to_next(self) -> float:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
         return (await self._queue.next_due()) / 1000 - clock.now()
+
+    async def queued(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_QUEUED, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
 
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
