@@ -18,6 +18,7 @@ from typing import Any
 
 from loomgate import clock
 from loomgate.bus import Bus
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
@@ -90,7 +91,7 @@ async def running(
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
-        bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        bus = _bus(settings)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
@@ -106,6 +107,7 @@ async def running(
             webhooks,
         )
         try:
+            await bus.start()
             await engine.start()
             meter.start()
             application.auth = Auth(store)
@@ -117,10 +119,16 @@ async def running(
         finally:
             application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
+            await bus.close()
             await gateway.close()
             await meter.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)
+
+
+def _bus(settings: Settings) -> Bus:
+    seconds, size = settings.stream_retention_seconds, settings.stream_retention_bytes
+    return LocalBus(retention_seconds=seconds, retention_bytes=size)
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
