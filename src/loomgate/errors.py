@@ -131,3 +131,7 @@ class StoreError(LoomgateError):
 
 class StoreBusy(StoreError):
     """The store works, but every connection to it is taken: try again in a moment."""
+
+
+class RedisAway(LoomgateError):
+    """Redis cannot be reached, or refuses: whether it did what it was asked is not known. Do without, or ask again."""
