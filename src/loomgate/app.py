@@ -18,6 +18,9 @@ from typing import Any
 
 from loomgate import clock
 from loomgate.bus import Bus
+from loomgate.bus.connection import Redis
+from loomgate.bus.local import LocalBus
+from loomgate.bus.redis import RedisBus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
@@ -73,6 +76,7 @@ async def running(
     """
     settings = application.settings
     check_declared(settings)
+    redis = _redis(settings)
     async with open_store(settings, exclusive=True, lost=lost) as store:
         limits, metrics, spans = Limits(), Metrics(), spans_from()
         lookup = Lookup(Saved(store, settings))
@@ -94,7 +98,7 @@ async def running(
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
-        bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        bus = _bus(settings, redis)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
@@ -112,6 +116,7 @@ async def running(
             webhooks,
         )
         try:
+            await bus.start()
             await engine.start()
             meter.start()
             application.auth = Auth(store)
@@ -124,10 +129,29 @@ async def running(
         finally:
             application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
+            await bus.close()
+            if redis is not None:
+                await redis.close()
             await gateway.close()
             await meter.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)
+
+
+def _redis(settings: Settings) -> Redis | None:
+    """The Redis of ``settings``, not opened yet. Raises `SettingError`."""
+    url = settings.redis_url.reveal()
+    try:
+        return Redis(url) if url else None
+    except ValueError as error:
+        raise SettingError("redis_url", f"the URL of a Redis ({error})") from None
+
+
+def _bus(settings: Settings, redis: Redis | None) -> Bus:
+    seconds, size = settings.stream_retention_seconds, settings.stream_retention_bytes
+    if redis is None:
+        return LocalBus(retention_seconds=seconds, retention_bytes=size)
+    return RedisBus(redis, prefix=settings.redis_prefix, retention_seconds=seconds, retention_bytes=size)
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
