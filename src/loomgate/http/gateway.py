@@ -18,8 +18,8 @@ from loomgate.errors import ApiError, ProviderError, StoreError, bad_request
 from loomgate.gateway.batches import output as batch_output
 from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
-from loomgate.gateway.exchange import ANTHROPIC
-from loomgate.gateway.fronts.errors import messages_error
+from loomgate.gateway.fronts.errors import refusal_body
+from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
@@ -110,11 +110,11 @@ class GatewayRoutes:
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except Left:
             return
         except asyncio.CancelledError:
@@ -129,14 +129,14 @@ class GatewayRoutes:
                 await send(CUT)
                 return
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         finally:
             if leaving is not None:
                 leaving.end()
@@ -262,19 +262,6 @@ def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     return [*made, _JSON]
 
 
-def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
-    """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
-    read."""
-    if endpoint.name in ANTHROPIC:
-        made: dict[str, Any] = messages_error(error.status, error.message)
-    else:
-        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    made |= {"status": "failure", "message": error.message}
-    if error.details:
-        made["errors"] = error.details
-    return _encode(made)
-
-
 def _is_pretty(query: bytes) -> bool:
     """RT-09."""
     return any(pair.partition(b"=")[0] == b"pretty" for pair in query.split(b"&"))
@@ -294,6 +281,13 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
     await send({"type": "http.response.body", "body": body})
 
 
+async def _send_refusal(
+    send: Send, scope: Scope, head: list[tuple[bytes, bytes]], error: ApiError, endpoint: Endpoint
+) -> None:
+    head = [*head, *error_headers(error)]
+    await _send_whole(send, scope, error.status, head, refusal_body(error, endpoint))
+
+
 async def _send_stream(
     send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
@@ -308,6 +302,9 @@ async def _send_stream(
             log.warning("an answer broke off: %s", error.message)
             await send(CUT)
             return
+        except asyncio.CancelledError as error:
+            await stream.athrow(error)  # it is for its log, too, why it ends
+            raise
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -373,4 +370,4 @@ class _Leaving:
             pass
         self.gone = True
         assert self._task is not None
-        self._task.cancel()
+        self._task.cancel(LEFT)

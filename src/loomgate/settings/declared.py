@@ -268,6 +268,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="The longest time to expiry that a request may ask for its run.")
     ] = 86400
     worker_concurrency: Annotated[int, Meta(ge=1, description="How many runs one process drives at a time.")] = 256
+    workspace_runs: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="How many runs of one workspace all workers together drive at a time, the others wait queued;"
+            " 0: no limit.",
+        ),
+    ] = 0
     lease_seconds: Annotated[
         float, Meta(gt=0, description="After this long without a renewal another worker takes a run over.")
     ] = 15.0

@@ -20,7 +20,7 @@ from loomgate.store.sqlite import connect, use_wal
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"  # the newest revision in migrations/versions (a test compares)
+HEAD = "0004"  # the newest revision in migrations/versions (a test compares)
 _VERSIONED = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
 
 
