@@ -50,7 +50,7 @@ class Caller(msgspec.Struct, frozen=True):
     key_id: str | None = None
 
 
-Known = tuple[str, tuple[Caller, float]]  # a key, and what was found for it until when
+Known = tuple[str, Caller]  # a key, and what was found for it
 
 # Without keys, whoever is on this machine may do what the command line lets them do anyway.
 _NO_CALLER = Caller("default", keyless=True, admin=True)
@@ -93,11 +93,12 @@ class Auth:
         """The key that a request with ``headers`` brings, if it was looked up a moment ago and is good."""
         bearer, key = _given(headers, azure=False)
         key = bearer if key is None else key
-        return None if key is None or self._remembered(key) is None else (key, self._known[key])
+        caller = None if key is None else self._known.known(key)
+        return None if key is None or caller is None else (key, caller)
 
     def holds(self, known: "Known | None") -> bool:
         """Whether that is still so."""
-        return known is not None and self._known.get(known[0]) is known[1] and clock.monotonic() < known[1][1]
+        return known is not None and self._known.known(known[0]) is known[1]
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""

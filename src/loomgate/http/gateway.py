@@ -152,6 +152,8 @@ class GatewayRoutes:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         azure: bool = scope["path"].startswith(_AZURE)
         caller = await auth.caller(scope, headers, azure=azure)
+        if (quota := self._application.quota) is not None:
+            await quota.enter(scope, caller)
         if path.startswith(_PROMPTS):
             raise ApiError(
                 404,

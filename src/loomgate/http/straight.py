@@ -90,6 +90,8 @@ class Straight:
     def take(self, protocol: "Protocol", cycle: "Cycle") -> bool:
         """Begin to answer the request of ``cycle``, all of which is here; False if that needs a task."""
         auth, gateway = self._application.auth, self._application.gateway
+        if self._application.quota is not None:
+            return False  # its limits are asked for on the other way
         if gateway is None or auth is None or len(cycle.body) > self._application.settings.max_body_bytes:
             return False
         headers: _Headers = cycle.scope["headers"]  # pyright: ignore[reportAssignmentType] - a list, as we made it

@@ -34,7 +34,7 @@ class Generations:
     async def of(self, workspace: str) -> int:
         """The number of ``workspace``, at most a second old; 0 if nothing was ever declared there. Costs a lookup in a
         dict but once a second."""
-        known = self._known.known(workspace)
+        known = self.known(workspace)
         return (await self._known.get(workspace) or 0) if known is None else known
 
     async def _number(self, workspace: str) -> int:
@@ -43,8 +43,7 @@ class Generations:
 
     def known(self, workspace: str) -> int | None:
         """The number, if it was looked up within the last second."""
-        found = self._known.get(workspace)
-        return found[0] if found is not None and clock.monotonic() < found[1] else None
+        return self._known.known(workspace)
 
     async def moved(self, tx: Tx, workspace: str) -> None:
         """Move the number on, with the transaction of the change, which begins with it: until the commit, nobody else

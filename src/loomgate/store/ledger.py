@@ -4,7 +4,7 @@ What must live here: writing batches of records, reading them back, forgetting o
 holds (``wire/calls``), or when anything is written or forgotten (``gateway/meter``, ``app``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -42,6 +42,11 @@ def _upsert(insert: Callable[[sa.Table], Any]) -> sa.ClauseElement:
 
 _SPEND = upsert(_upsert)
 _SPENT = Statement(sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens))
+_LATELY = Statement(
+    sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens).where(
+        _s.c.workspace == _owner, _s.c.virtual_key == _key, _s.c.day >= sa.bindparam("first", type_=sa.Integer)
+    )
+)
 _RESET = Statement(sa.delete(_s).where(_s.c.workspace == _owner, _s.c.virtual_key == _key))
 
 _FILTERS = ("status", "provider", "model", "trace_id")
@@ -152,6 +157,16 @@ class Ledger:
     async def spending(self) -> list[Spent]:
         """What every virtual key spent on every day."""
         return [Spent(*row) for row in await self._db.rows(_SPENT)]
+
+    async def spent_lately(self, keys: Iterable[tuple[str, str]], first: int) -> list[Spent]:
+        """What these virtual keys (workspace and slug) spent on each day from ``first`` on (days since the epoch)."""
+
+        async def work(tx: Tx) -> list[Spent]:
+            return [
+                Spent(*row) for key in keys for row in await tx.rows(_LATELY, owner=key[0], key=key[1], first=first)
+            ]
+
+        return await self._db.look(work)
 
     async def reset_spending(self, workspace: str, virtual_key: str) -> None:
         """Forget what ``virtual_key`` has spent."""
