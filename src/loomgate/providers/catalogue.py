@@ -318,7 +318,14 @@ _ROWS = (
     Vendor(
         name="fireworks-ai",
         base_url="https://api.fireworks.ai/inference/v1",
-        endpoints={**_at("c t e"), "generate_image": "/image_generation/{model}"},
+        endpoints={
+            **_at("c t e"),
+            "generate_image": "/image_generation/{model}",
+            "files": "/datasets",
+            "batches": "/batchInferenceJobs",
+            "fine_tuning": "/supervisedFineTuningJobs",
+        },
+        options=frozenset({"fireworks_account_id"}),
         rename=_OLD,
         drop=_PLAIN_TOOLS,
         models=("accounts/fireworks/*",),

@@ -267,17 +267,20 @@ def hours(fields: Fields, least: int, most: int) -> int:
     return int(match[1])
 
 
-def hyperparameters(fields: Fields) -> Fields:
-    """Those of a fine-tuning job, wherever OpenAI has them. Raises a 400 `ApiError` for another method than
-    supervised."""
+_HYPERPARAMETERS = ("n_epochs", "learning_rate_multiplier", "batch_size")
+
+
+def hyperparameters(fields: Fields, names: tuple[str, ...] = _HYPERPARAMETERS) -> Fields:
+    """Those of a fine-tuning job, wherever OpenAI has them; the vendor knows ``names``. Raises a 400 `ApiError` for
+    another one, and for another method than supervised."""
     method = inner(fields, "method")
     if method.get("type", "supervised") != "supervised":
         raise refused("method", "the type 'supervised'")
     found = inner(fields, "hyperparameters") or inner(inner(method, "supervised"), "hyperparameters")
     given = {name: value for name, value in found.items() if value not in (None, "auto")}
     for name in given:
-        if name not in ("n_epochs", "learning_rate_multiplier", "batch_size"):
-            raise refused("hyperparameters", "n_epochs, learning_rate_multiplier and batch_size", f"'{name[:100]}'")
+        if name not in names:
+            raise refused("hyperparameters", " and ".join(names), f"'{name[:100]}'")
     return given
 
 

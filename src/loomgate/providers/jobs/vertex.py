@@ -333,9 +333,7 @@ async def _tune(task: Task) -> Told:
     spec: Fields = {"trainingDatasetUri": _address(fields, "training_file")}
     if fields.get("validation_file"):
         spec["validationDatasetUri"] = _address(fields, "validation_file")
-    if hyper := hyperparameters(fields):
-        if "batch_size" in hyper:
-            raise refused("hyperparameters", "n_epochs and learning_rate_multiplier for the provider 'vertex-ai'")
+    if hyper := hyperparameters(fields, tuple(_HYPER)):
         spec["hyperParameters"] = {_HYPER[name]: value for name, value in hyper.items()}
     body: Fields = {"baseModel": split(required(fields, "model"))[1], "supervisedTuningSpec": spec}
     if fields.get("suffix"):
