@@ -236,6 +236,8 @@ _ROWS = (
             "complete": "/v1/generate",
             "embed": "/v2/embed",
             "rerank": "/v2/rerank",
+            "files": "/v1/datasets",
+            "batches": "/v2/batches",
             "models": "/v1/models",
         },
         drop=_PLAIN_TOOLS,
