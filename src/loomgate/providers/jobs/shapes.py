@@ -211,16 +211,18 @@ def object_id(scheme: str, bucket: str, key: str) -> str:
     return quote(f"{scheme}://{bucket}/{key}", safe="")
 
 
-def object_of(id: str, scheme: str, param: str = "file_id") -> tuple[str, str]:
+def object_of(id: str, scheme: str, only: str | None, param: str = "file_id") -> tuple[str, str]:
     """The bucket and the key of an object by its id, whose escapes may be undone or not.
 
-    Raises a 400 `ApiError` for an id that is no object's.
+    Raises a 400 `ApiError` for an id that is no object's, or one in another bucket than ``only``.
     """
     start = scheme + "://"
     text = id if id.startswith(start) else unquote(id)
     bucket, _, key = text.removeprefix(start).partition("/")
     if not text.startswith(start) or not key:
         raise refused(param, f"the id of a file, that is {start}bucket/key with its escapes", f"'{id[:200]}'")
+    if only is not None and bucket != only:
+        raise refused(param, f"an object in '{only}', the bucket of this key", f"one in '{bucket[:100]}'")
     return checked(bucket, key, param)
 
 
