@@ -101,6 +101,7 @@ async def running(
                 lease=settings.lease_seconds,
                 renew=settings.lease_renew_seconds,
                 poll=settings.poll_interval_seconds,
+                workspace_runs=settings.workspace_runs,
                 windows=settings.context_window,
             ),
             webhooks,

@@ -14,8 +14,9 @@ import pytest
 
 import loomgate.store
 from loomgate.store import schema
-from loomgate.store.database import Connection, Statement, connect
+from loomgate.store.database import Statement
 from loomgate.store.pages import Listing
+from loomgate.store.sqlite import DIALECT, Connection, connect
 
 # Statement -> the indexes it goes by, with what they are asked for. ``key``: the primary key or a unique constraint.
 # Parts of one statement are separated by semicolons, the outermost first.
@@ -34,6 +35,7 @@ PLANS = {
     "assistants._ROW": "assistants key (id=?)",
     "assistants._UPDATE": "assistants key (id=?)",
     "assistants._DELETE": "assistants key (id=?)",
+    "claims._NEXT_DUE": "ix_runs_due (due>?)",
     "configs._BY_SLUG": "documents key (workspace=? AND kind=? AND slug=?); document_versions key (id=?)",
     "configs._BY_ID": "documents key (id=?); document_versions key (id=?)",
     "configs._DEFAULT": "documents key (workspace=? AND kind=?); document_versions key (id=?)",
@@ -80,12 +82,10 @@ PLANS = {
     "runs._SPEC": "runs key (id=?)",
     "runs._PUT_BODY": "runs key (id=?)",
     "runs._STEP": "steps key (id=?)",
-    "runs._CLAIM": "runs key (id=?); ix_runs_due (due<?)",
     "runs._RENEW": "runs key (id=?)",
     "runs._PARK": "runs key (id=?)",
     "runs._ADOPT": "ix_runs_due (due>?)",
     "runs._STATUS": "runs key (id=?)",
-    "runs._NEXT_DUE": "ix_runs_due (due>?)",
     "runs._JOURNAL": "ix_steps_run_id_position (run_id=?)",
     "runs._HISTORY": "ix_messages_thread_id_place_position (thread_id=? AND place>? AND place<?)",
     "runs._DROP_STEP": "steps key (id=?)",
@@ -105,6 +105,22 @@ PLANS = {
     "threads._PURGE_SOME[2]": "runs key (id=?); ix_runs_thread_id_position (thread_id=?)",
     "threads._MESSAGE": "messages key (id=?); threads key (id=?)",
     "threads._DELETE_MESSAGE": "messages key (id=?)",
+}
+
+# A claim sorts what it has found, which is bounded; each search in it stops at its limit, or at the next workspace.
+_CANDIDATES = [
+    "head key (id=?)",
+    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
+    "ix_runs_owed (due>? AND due<?)",
+    "ix_runs_queued (workspace=? AND due<?)",
+    "ix_runs_queued_expires_at (expires_at<?)",
+]
+CLAIMS = {
+    "claims._NAMES": ["ix_runs_queued (workspace>?)"] * 2,
+    "claims._ANY": _CANDIDATES,
+    "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)"],
+    "claims._ALONE": [],
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.
@@ -174,7 +190,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]
 
 def steps(connection: Connection, statement: Statement) -> list[str]:
     """What the planner says, a line a step."""
-    sql, _ = statement.sqlite()
+    sql = statement.compiled(DIALECT).sql
     bindings = dict.fromkeys(re.findall(r":(\w+)", sql), 1)
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
 
@@ -195,8 +211,8 @@ def plan(connection: Connection, statement: Statement) -> str:
 
 
 def test_the_list_is_complete() -> None:
-    written = {name for name, statement in STATEMENTS.items() if statement.sqlite()[0].startswith("INSERT")}
-    assert STATEMENTS.keys() - written == PLANS.keys() | WALKS.keys()
+    written = {name for name, statement in STATEMENTS.items() if statement.compiled(DIALECT).sql.startswith("INSERT")}
+    assert STATEMENTS.keys() - written == PLANS.keys() | CLAIMS.keys() | WALKS.keys()
     assert {listing for listing, _ in LISTS} == LISTINGS.keys()
 
 
@@ -206,7 +222,15 @@ def test_a_statement_goes_by_its_index(connection: Connection, name: str) -> Non
     assert not re.search("SCAN|TEMP B-TREE", PLANS[name]), "a walk, or a sort"
 
 
-@pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in PLANS and name not in WALKS])
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_looks_at_the_beginnings_of_its_indexes(connection: Connection, name: str) -> None:
+    found = plan(connection, STATEMENTS[name]).split("; ")
+    tables = {"runs", "head", *(step.partition(" (")[0] for step in CLAIMS[name])}
+    assert sorted(step for step in found if re.search(r" \(.*\?\)$", step)) == sorted(CLAIMS[name])
+    assert not [step for step in found if step.startswith("SCAN") and step.split()[1] in tables]
+
+
+@pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in PLANS | WALKS | CLAIMS])
 def test_an_insert_asks_nothing_first(connection: Connection, name: str) -> None:
     assert steps(connection, STATEMENTS[name]) == []
 

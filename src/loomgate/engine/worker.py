@@ -44,6 +44,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 15.0
     renew: float = 5.0
     poll: float = 1.0
+    workspace_runs: int = 0  # most of one workspace in workers' hands; 0: no limit
     windows: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
 
 
@@ -400,7 +401,7 @@ class Worker:
         if clock.now() - self._renewed >= self.settings.lease:
             await self._renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
-        claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease)
+        claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease, self.settings.workspace_runs)
         for one in claimed:
             points.reached("claimed")
             drive = _Drive(self, one)
@@ -415,6 +416,8 @@ class Worker:
         if self._drives.get(id) is drive:
             del self._drives[id]
         self._freed.set()
+        if self.settings.workspace_runs:
+            self.bus.poke()  # a run of the same workspace may have waited for this place
 
     async def _room(self) -> None:
         self._freed.clear()

@@ -5,7 +5,8 @@ endpoint's status, headers and failure become. What must not: whether it is trie
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -18,14 +19,16 @@ from loomgate.gateway.fronts.errors import ANTHROPIC, error_body, messages_error
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.gather import led
+from loomgate.gateway.jobs import JOBS, worked
 from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
-from loomgate.providers.dialect import Decoder, HttpCall, Target
+from loomgate.providers.dialect import Auth, Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
-from loomgate.providers.operations import dialect_of, operation, proxied
-from loomgate.providers.transport import Reply, Timeouts, Transport
+from loomgate.providers.jobs.job import Verbs
+from loomgate.providers.operations import Passes, dialect_of, operation, proxied, verbs_of
+from loomgate.providers.transport import Line, Reply, Started, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
 
@@ -139,6 +142,8 @@ class Exchange:
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
+        if name in JOBS and (verbs := verbs_of(target, name)) is not None:
+            return await self._worked(request, resolved, target, effective, fields, timeouts, verbs)
         doing = None if request.chat is not None else operation(target, name, resolved.model)
         if doing is not None:
             raw = request.body if fields is request.fields else None
@@ -179,6 +184,29 @@ class Exchange:
         answer.release = reply.close
         return answer
 
+    async def _worked(
+        self,
+        request: Request,
+        resolved: Resolved,
+        target: Target,
+        effective: Effective,
+        fields: Fields,
+        timeouts: Timeouts,
+        verbs: Verbs,
+    ) -> Answer:
+        """What a vendor's own files and jobs answer (TR-25)."""
+        more = _forwarded(request, effective, target)
+
+        async def send(call: HttpCall, auth: Auth | None) -> Reply:
+            call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+            return await self._transport.send(call if auth is None else auth(call), timeouts)
+
+        async def fetch(call: HttpCall) -> Reply:
+            return await self._transport.send(call, timeouts)
+
+        answer = await worked(request, target, resolved.provider, fields, verbs, (send, fetch))
+        return answer if isinstance(answer, Answer) else unsupported(request, resolved.provider, answer)
+
     async def _opened(
         self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
     ) -> Answer:
@@ -193,11 +221,38 @@ class Exchange:
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        return await self._transport.send(_proven(call, target, effective, request), timeouts)
+        started = None if request.ahead is None else request.ahead.taken()
+        return await self._transport.send(_proven(call, target, effective, request), timeouts, started)
+
+    def line(self, request: Request, resolved: Resolved, effective: Effective) -> tuple[Line, Passes] | None:
+        """What all chats like ``request`` share whose bodies this endpoint takes as they are, and what says whether it
+        does; ``None`` when the one or the other cannot be said. Raises what making a request raises."""
+        target = resolved.target
+        doing = operation(target, "chat", resolved.model)
+        asks = target.base_url + target.vendor.endpoints.get("chat", "")
+        if (
+            not isinstance(doing, Passes)
+            or "{user}" in asks
+            or target.auth is not None
+            or target.vendor.finish
+            or Credentials.needed(target)
+        ):
+            return None
+        call = doing.request(request, request.fields, request.body, target)
+        if call.body is not request.body:
+            return None
+        line = self._transport.line(_proven(call, target, effective, request))
+        return None if line is None else (line, doing)
+
+    def start(
+        self, line: Line, body: bytes, listener: Callable[[], None], admit: Callable[[], bool] | None
+    ) -> Started | None:
+        """`Transport.start`."""
+        return self._transport.start(line, body, listener, admit)
 
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
-        headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        headers = passing(reply.raw_headers)
         kind = next((value for name, value in headers if name == b"content-type"), b"")
         if kind.startswith(b"text/event-stream"):  # even if all of it is here: guardrails read it as a stream
             return _streamed(reply, headers)
@@ -269,7 +324,8 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     """The answer for an exchange that broke (RTY-10)."""
     status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
     type = _TYPE.get(error.kind, "api_error")
-    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind)
+    waits = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind, headers=waits)
     return refused(request, told, provider, error)
 
 
@@ -292,9 +348,9 @@ def timed_out(milliseconds: int) -> Answer:
     return Answer(408, _encode(made), headers=[JSON])
 
 
-def unsupported(request: Request, provider: str) -> Answer:
-    """GERR-04."""
-    message = f"{request.endpoint.inner} is not supported by {provider}"
+def unsupported(request: Request, provider: str, inner: str = "") -> Answer:
+    """GERR-04; ``inner``: of the endpoint's names that of what is asked."""
+    message = f"{inner or request.endpoint.inner} is not supported by {provider}"
     answer = refused(
         request, ApiError(500, message, code="unsupported_endpoint"), meant=ProviderError("route", message)
     )
@@ -322,6 +378,11 @@ def _chat(request: Request, fields: Fields) -> Chat:
     if len(fields) == len(given) and all(fields[name] is given.get(name) for name in fields if name != "model"):
         return msgspec.structs.replace(call, model=str(fields["model"]))
     return FRONTS[request.endpoint.name].chat(fields)
+
+
+def passing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Those of an endpoint's headers that go to the client with a body that passes."""
+    return [pair for pair in headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
 
 
 def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:

@@ -33,7 +33,8 @@ _ADDRESSES = frozenset({"resource_name", "azure_deployment_name", "snowflake_acc
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model.
 
-    ``vouched``: the key is one that the operator gave, so it may say which address it is exchanged at.
+    ``vouched``: the key is one that the operator gave, so it may say which address it is exchanged at. ``expires_at``:
+    when a stored key's time is over (seconds since the epoch), if ever.
     """
 
     provider: str
@@ -43,6 +44,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     stored: str | None = None
     vouched: bool = True
     budgets: tuple[Budget, ...] = ()
+    expires_at: int | None = None
 
 
 class Resolver:
@@ -125,7 +127,10 @@ class Resolver:
             private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
         )
         made = self._made(effective, found.provider, config, model, stored=True)
-        return msgspec.structs.replace(made, stored=slug, budgets=found.budgets, vouched=found.private)
+        expires_at = None if found.opened is None else found.opened.expires_at
+        return msgspec.structs.replace(
+            made, stored=slug, budgets=found.budgets, vouched=found.private, expires_at=expires_at
+        )
 
     def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
         """The provider for a model when nothing else names one, and the model's name there."""

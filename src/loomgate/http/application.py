@@ -27,6 +27,7 @@ from loomgate.http.metrics import metrics
 from loomgate.http.naming import NOTHING
 from loomgate.http.realtime import Realtime
 from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
+from loomgate.http.straight import Straight
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
 from loomgate.wire.endpoints import ENDPOINTS
@@ -49,6 +50,7 @@ class Application:
         self.auth: Auth | None = None
         self.gateway: Gateway | None = None
         self._models = GatewayRoutes(self)
+        self.straight = Straight(self, self._models)
         self._realtime = Realtime(self)
         self.metrics: Metrics | None = None
         routes = [

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import quote
 
 import msgspec
@@ -83,10 +83,12 @@ class GatewayRoutes:
 
     def __init__(self, application: "Application") -> None:
         self._application = application
-        self._patience = _Patience()
+        self.patience = _Patience()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
-        """Answer one request, whatever happens."""
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
+    ) -> None:
+        """Answer one request, whatever happens; ``request`` if it was read already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
@@ -96,8 +98,9 @@ class GatewayRoutes:
             gateway, auth = self._application.gateway, self._application.auth
             if gateway is None or auth is None:
                 raise overloaded()
-            request = await self._request(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive, self._patience)
+            if request is None:
+                request = await self.read(auth, scope, receive, endpoint, path)
+            leaving = _Leaving(receive, self.patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -143,7 +146,8 @@ class GatewayRoutes:
             if answer is not None and answer.stream is not None:
                 await answer.close()
 
-    async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
+    async def read(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
+        """The request, if it may be made. Raises `ApiError`, `StoreError` and `Left`."""
         method: str = scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         azure: bool = scope["path"].startswith(_AZURE)
@@ -306,23 +310,27 @@ async def _send_stream(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Waiting(Protocol):
+    def begin(self) -> None: ...
+
+
 class _Patience:
-    """Lets requests `_Leaving.begin` after a moment: one timer for all of them, since few are still there then."""
+    """Lets requests ``begin`` after a moment: one timer for all of them, since few are still there then."""
 
     __slots__ = ("_loop", "_new", "_old")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
-        self._new: set[_Leaving] = set()  # since the last look
-        self._old: set[_Leaving] = set()  # of the time before it
+        self._new: set[_Waiting] = set()  # since the last look
+        self._old: set[_Waiting] = set()  # of the time before it
 
-    def add(self, leaving: "_Leaving") -> None:
+    def add(self, leaving: _Waiting) -> None:
         self._new.add(leaving)
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.get_running_loop()
             self._loop.call_later(_MOMENT / 2, self._look)
 
-    def remove(self, leaving: "_Leaving") -> None:
+    def remove(self, leaving: _Waiting) -> None:
         self._new.discard(leaving)
         self._old.discard(leaving)
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from loomgate import clock
 from loomgate.errors import ApiError, LeaseLost, bad_request, not_found
 from loomgate.store import rows, tables
+from loomgate.store.claims import Queue
 from loomgate.store.database import Database, Statement, Tx
 from loomgate.store.outbox import Outbox
 from loomgate.store.pages import Listing
@@ -47,20 +48,6 @@ _PUT_BODY = Statement(sa.update(_r).where(_r.c.id == _key).values(body=sa.bindpa
 _LIST = Listing(_r, "thread_id")
 _STEP_LIST = Listing(_s, "run_id")
 _STEP = Statement(sa.select(_s.c.body).where(_s.c.id == _key, _s.c.run_id == sa.bindparam("run")))
-_CLAIM = Statement(
-    sa.update(_r)
-    .where(
-        _r.c.id.in_(
-            sa.select(_r.c.id)
-            .where(_r.c.due <= sa.bindparam("now"))
-            .order_by(_r.c.due)
-            .limit(sa.bindparam("count", type_=sa.Integer))
-            .with_for_update(skip_locked=True)
-        )
-    )
-    .values(fence=_r.c.fence + 1, worker=sa.bindparam("by"), due=sa.bindparam("until"))
-    .returning(*rows.COLUMNS, _r.c.spec)
-)
 _RENEW = Statement(
     sa.update(_r)
     .where(
@@ -87,7 +74,6 @@ _ADOPT = Statement(
     .values(due=sa.bindparam("now"))
 )
 _STATUS = Statement(sa.select(_r.c.status, _r.c.fence).where(_r.c.id == _key))
-_NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
 _JOURNAL = Statement(sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position))
 _HISTORY = Statement(
     sa.select(_m.c.place, _m.c.position, _m.c.body)
@@ -134,6 +120,7 @@ class Runs:
         self._db = database
         self._outbox = outbox
         self._default_rule = default_rule
+        self._queue = Queue(database)
 
     # What clients do
 
@@ -325,18 +312,21 @@ class Runs:
 
     # What workers do
 
-    async def claim(self, worker: str, count: int, lease_seconds: float) -> list[Claimed]:
+    async def claim(self, worker: str, count: int, lease_seconds: float, workspace_runs: int = 0) -> list[Claimed]:
         """Up to ``count`` runs that are due, each under a fresh fencing token for ``lease_seconds``.
 
-        A queued run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past
-        their time, or left behind by a worker that is gone.
+        Workspaces take turns, and none gets more than ``workspace_runs`` into workers' hands (0: no limit). A queued
+        run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past their time,
+        or left behind by a worker that is gone.
         """
+        offer = await self._queue.offer(count, workspace_runs)
+        if offer is None:
+            return []
 
         async def work(tx: Tx) -> list[Claimed]:
-            now = clock.now()
-            until = millis(now + lease_seconds)
             claimed: list[Claimed] = []
-            for found in await tx.rows(_CLAIM, now=millis(now), count=count, by=worker, until=until):
+            until = millis(clock.now() + lease_seconds)
+            for found in await self._queue.take(tx, offer, count, worker, until):
                 row = RunRow(*found[:11])
                 spec = _decode_spec(found[11])
                 startable = row.holds is not None and row.status in lifecycle.RUN["start"].sources
@@ -347,17 +337,11 @@ class Runs:
                     claimed.append(Claimed(row, rows.decode_run(row.body), row.body, spec, []))
             return claimed
 
-        if await self._next_due() > millis(clock.now()):
-            return []
         return await self._db.write(work)
 
-    async def _next_due(self) -> float:
-        row = await self._db.row(_NEXT_DUE)
-        return float("inf") if row is None or row[0] is None else row[0]
-
     async def seconds_to_next(self) -> float:
-        """Seconds until some run next needs a worker; infinity when none will."""
-        return (await self._next_due()) / 1000 - clock.now()
+        """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
+        return (await self._queue.next_due()) / 1000 - clock.now()
 
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
