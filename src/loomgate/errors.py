@@ -127,3 +127,7 @@ class SettingError(LoomgateError):
 
 class StoreError(LoomgateError):
     """The store cannot be opened or used: the message is one line that names the place and the reason."""
+
+
+class StoreBusy(StoreError):
+    """The store works, but every connection to it is taken: try again in a moment."""

@@ -13,9 +13,9 @@ from loomgate.engine import context
 from loomgate.engine.plan import CallModel
 from loomgate.providers import tokens
 from loomgate.store import Store, schema
-from loomgate.store.database import Database
 from loomgate.store.records import Claimed, Commit, Journal
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire import chat
 from loomgate.wire.runs import FunctionStepCall, Run, RunSpec, StepToolCall, ToolCallsDetails, Truncation
 from loomgate.wire.threads import ImageUrlIn, ImageUrlPart, Message, RefusalContent, Text, TextContent
@@ -39,7 +39,7 @@ def anyio_backend() -> str:
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     path = tmp_path / "loomgate.db"
     schema.prepare(path)
-    store = Store(Database(path, synchronous="normal"), Sealer(bytes(32)), [], "enqueue")
+    store = Store(SqliteDatabase(path, synchronous="normal"), Sealer(bytes(32)), [], "enqueue")
     yield store
     await store.close()
 

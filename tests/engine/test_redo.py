@@ -13,9 +13,9 @@ from loomgate.engine.perform import Outcome, Turn
 from loomgate.engine.plan import CallModel, Snapshot, next_move
 from loomgate.errors import LeaseLost
 from loomgate.store import Store, schema
-from loomgate.store.database import Database
 from loomgate.store.records import Claimed
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire import chat
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec, Usage
@@ -44,7 +44,7 @@ def anyio_backend() -> str:
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     path = tmp_path / "loomgate.db"
     schema.prepare(path)
-    store = Store(Database(path), Sealer(bytes(32)), [], "reject")
+    store = Store(SqliteDatabase(path), Sealer(bytes(32)), [], "reject")
     yield store
     await store.close()
 

@@ -14,8 +14,9 @@ from loomgate.errors import StoreError
 from loomgate.store import Store, schema, tables
 from loomgate.store.accounts import About, Account
 from loomgate.store.configs import MOST_VERSIONS, Document
-from loomgate.store.database import Database, Statement, connect
+from loomgate.store.database import Database, Statement
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase, connect
 from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 
 pytestmark = pytest.mark.anyio
@@ -179,7 +180,7 @@ class TestGenerations:
         now = 1000.0
         monkeypatch.setattr(clock, "monotonic", lambda: now)
         assert await store.generations.of("default") == 0
-        elsewhere = Store(Database(tmp_path / "loomgate.db"), Sealer(bytes(32)), [], "reject")
+        elsewhere = Store(SqliteDatabase(tmp_path / "loomgate.db"), Sealer(bytes(32)), [], "reject")
         try:
             await elsewhere.configs.add(document())
         finally:
@@ -208,7 +209,7 @@ async def test_keys_of_the_first_version_are_what_they_were(tmp_path: Path) -> N
     connection.execute("INSERT INTO api_keys VALUES ('key_1', 'default', 'ci', ?, 'sk-…', 7, NULL)", (digest,))
     connection.close()
     assert schema.upgrade(path) == ("0001", schema.HEAD)
-    store = Store(Database(path), sealer, [], "reject")
+    store = Store(SqliteDatabase(path), sealer, [], "reject")
     try:
         found = await store.virtual_keys.get("default", "main")
         assert found is not None

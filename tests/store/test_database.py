@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from loomgate.errors import StoreError
 from loomgate.store.database import Database, Statement, Tx
+from loomgate.store.sqlite import SqliteDatabase
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +24,7 @@ NOTE = Statement(sa.select(_T.c.note).where(_T.c.id == sa.bindparam("key")))
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "t.db")
+    database = SqliteDatabase(tmp_path / "t.db")
     database._writer.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, note TEXT)")
     yield database
     await database.close()
@@ -184,13 +185,13 @@ async def test_a_cancelled_caller_takes_nothing_back(database: Database) -> None
 
 async def test_closing_waits_for_writes(tmp_path: Path) -> None:
     path = tmp_path / "closing.db"
-    database = Database(path)
+    database = SqliteDatabase(path)
     database._writer.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, note TEXT)")
     writes = [asyncio.create_task(database.write(_add(id))) for id in range(100)]
     await asyncio.sleep(0)
     await database.close()
     await asyncio.gather(*writes)
-    again = Database(path)
+    again = SqliteDatabase(path)
     assert len(await _ids(again)) == 100
     await again.close()
 

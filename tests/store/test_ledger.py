@@ -10,6 +10,7 @@ from loomgate.store import Store
 from loomgate.store import ledger as ledger_module
 from loomgate.store.database import Database
 from loomgate.store.ledger import CallQuery, Ledger, Spent, today
+from loomgate.store.sqlite import DIALECT
 from loomgate.wire.calls import Attempt, CallFacts, CallRecord, new_log_id
 
 pytestmark = pytest.mark.anyio
@@ -139,9 +140,9 @@ async def test_a_search_for_what_is_rare_looks_through_so_much_and_no_more(ledge
     statement, boundary = ledger_module._page((), ("status",))
     assert boundary is not None
     for one in (statement, boundary):
-        sql, defaults = one.sqlite()
-        bound = {**defaults, "owner": "team", "status": 500, "count": 5}
-        plan = [str(row[3]) for row in database._reader.execute("EXPLAIN QUERY PLAN " + sql, bound).fetchall()]
+        made = one.compiled(DIALECT)
+        bound = {**made.defaults, "owner": "team", "status": 500, "count": 5}
+        plan = [str(row[3]) for row in database._reader.execute("EXPLAIN QUERY PLAN " + made.sql, bound).fetchall()]
         assert any("ix_calls_workspace_id" in step for step in plan), plan
         assert not any("TEMP B-TREE" in step for step in plan), plan
 
@@ -149,9 +150,9 @@ async def test_a_search_for_what_is_rare_looks_through_so_much_and_no_more(ledge
 async def test_a_trace_is_found_by_its_index(ledger: Ledger, database: Database) -> None:
     statement, boundary = ledger_module._page(("after",), ("trace_id",))
     assert boundary is None
-    sql, defaults = statement.sqlite()
-    bound = {**defaults, "owner": "team", "trace_id": "t", "after": "x", "count": 5}
-    plan = [str(row[3]) for row in database._reader.execute("EXPLAIN QUERY PLAN " + sql, bound).fetchall()]
+    made = statement.compiled(DIALECT)
+    bound = {**made.defaults, "owner": "team", "trace_id": "t", "after": "x", "count": 5}
+    plan = [str(row[3]) for row in database._reader.execute("EXPLAIN QUERY PLAN " + made.sql, bound).fetchall()]
     assert any("ix_calls_workspace_trace_id_id" in step for step in plan), plan
 
 

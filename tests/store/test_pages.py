@@ -14,9 +14,9 @@ from tests.support.schema import check_list
 
 from loomgate.errors import ApiError
 from loomgate.store import Store, schema
-from loomgate.store.database import Database
 from loomgate.store.records import Commit
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire.page import Page, PageQuery
 from loomgate.wire.runs import RunSpec
 
@@ -60,7 +60,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
     with asyncio.Runner() as runner:
 
         async def opened() -> Store:
-            return Store(Database(path, synchronous="normal"), Sealer(bytes(32)), [], "reject")
+            return Store(SqliteDatabase(path, synchronous="normal"), Sealer(bytes(32)), [], "reject")
 
         store = runner.run(opened())
         yield Shelf(store, runner)

@@ -14,8 +14,9 @@ import pytest
 
 import loomgate.store
 from loomgate.store import schema
-from loomgate.store.database import Connection, Statement, connect
+from loomgate.store.database import Statement
 from loomgate.store.pages import Listing
+from loomgate.store.sqlite import DIALECT, Connection, connect
 
 # Statement -> the indexes it goes by, with what they are asked for. ``key``: the primary key or a unique constraint.
 # Parts of one statement are separated by semicolons, the outermost first.
@@ -174,7 +175,7 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]
 
 def steps(connection: Connection, statement: Statement) -> list[str]:
     """What the planner says, a line a step."""
-    sql, _ = statement.sqlite()
+    sql = statement.compiled(DIALECT).sql
     bindings = dict.fromkeys(re.findall(r":(\w+)", sql), 1)
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
 
@@ -195,7 +196,7 @@ def plan(connection: Connection, statement: Statement) -> str:
 
 
 def test_the_list_is_complete() -> None:
-    written = {name for name, statement in STATEMENTS.items() if statement.sqlite()[0].startswith("INSERT")}
+    written = {name for name, statement in STATEMENTS.items() if statement.compiled(DIALECT).sql.startswith("INSERT")}
     assert STATEMENTS.keys() - written == PLANS.keys() | WALKS.keys()
     assert {listing for listing, _ in LISTS} == LISTINGS.keys()
 

@@ -15,6 +15,7 @@ from loomgate.store.database import Database, Statement
 from loomgate.store.outbox import Endpoint
 from loomgate.store.records import Claimed, Commit
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire.page import Page, PageQuery
 from loomgate.wire.runs import (
     Failure,
@@ -102,7 +103,7 @@ class TestClaim:
         """Two connections on one file, as two processes have, that take turns and race."""
         path = tmp_path / "shared.db"
         schema.prepare(path)
-        stores = [Store(Database(path, synchronous="normal"), Sealer(bytes(32)), [], "reject") for _ in range(2)]
+        stores = [Store(SqliteDatabase(path, synchronous="normal"), Sealer(bytes(32)), [], "reject") for _ in range(2)]
         try:
             made = {(await new_run(stores[n % 2])).id for n in range(40)}
 

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine
 
 from loomgate.errors import StoreError
 from loomgate.store import schema, tables
-from loomgate.store.database import connect
+from loomgate.store.sqlite import connect
 
 NEWEST = schema.HEAD
 NEXT = '''"""Notes on threads, for a test."""

@@ -1,5 +1,6 @@
 """Fixtures of tests that need a running server: shared ones where a workspace of its own is isolation enough."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +8,34 @@ from typing import Any
 
 import pytest
 
+from tests.support.engines import Databases, PostgresServer, RedisServer, folder
 from tests.support.server import Client, ProcessServer, Server, serving
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """Makes databases on a real PostgreSQL."""
+    if url := os.environ.get("LOOMGATE_TEST_POSTGRES"):
+        yield Databases(url)
+        return
+    with folder() as place:
+        server = PostgresServer(place)
+        server.start()
+        yield Databases(server.url())
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a real Redis that the tests of the session share: take a prefix of your own."""
+    if url := os.environ.get("LOOMGATE_TEST_REDIS"):
+        yield url
+        return
+    with folder() as place:
+        server = RedisServer(place)
+        server.start()
+        yield server.url
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ from loomgate.engine.service import Engine
 from loomgate.engine.worker import Worker, WorkerSettings
 from loomgate.gateway import Gateway, GatewayConfig
 from loomgate.store import Store, schema
-from loomgate.store.database import Database
 from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 
 SETTINGS = WorkerSettings(concurrency=3)
 
@@ -199,7 +199,7 @@ class Simulation:
         shutil.copy(_template(), path)
         self.loop = _Loop()
         asyncio.set_event_loop(self.loop)
-        database = Database(path, synchronous="normal")
+        database = SqliteDatabase(path, synchronous="normal")
         database._disk.shutdown()
         database._disk = _AtOnce()  # type: ignore[assignment]
         self.store = Store(database, Sealer(bytes(32)), [], rule)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from loomgate import __version__
 from loomgate.cli import stored
-from loomgate.cli.talk import SETTING_OPTIONS, Command, Parser, day, fail, in_loop, load, say, table
+from loomgate.cli.talk import SETTING_OPTIONS, Command, Parser, day, fail, in_store, load, on_store, say, table
 from loomgate.errors import LoomgateError, SettingError
 
 if TYPE_CHECKING:
     from loomgate.settings import Settings
+    from loomgate.store import Store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,49 +91,35 @@ def _keys_create(options: argparse.Namespace) -> int:
     from loomgate.settings import check_name
 
     check_name("--workspace", options.workspace)
-
-    async def create(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            key = await store.keys.create(workspace=options.workspace, name=options.name, role=options.role)
-        say(f"{key.id} for workspace {key.workspace}, role {key.role}. This is the only time the key is shown:")
-        print(key.secret)
-        return 0
-
-    return in_loop(create, load(options))
+    return in_store(_create_key, options, load(options))
 
 
-def _keys_list(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            rows = await store.keys.list()
-        table(
-            ("id", "workspace", "name", "role", "key", "created", "revoked"),
-            [
-                (row.id, row.workspace, row.name, row.role, row.hint, day(row.created_at), day(row.revoked_at))
-                for row in rows
-            ],
-            "no API keys: the server answers on the loopback address only; `loomgate keys create` makes one",
-        )
-        return 0
-
-    return in_loop(show, load(options))
+async def _create_key(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    key = await store.keys.create(workspace=options.workspace, name=options.name, role=options.role)
+    say(f"{key.id} for workspace {key.workspace}, role {key.role}. This is the only time the key is shown:")
+    print(key.secret)
+    return 0
 
 
-def _keys_revoke(options: argparse.Namespace) -> int:
-    async def revoke(settings: "Settings") -> int:
-        from loomgate.store import open_store
+@on_store
+async def _keys_list(store: "Store", _options: argparse.Namespace, _: "Settings") -> int:
+    table(
+        ("id", "workspace", "name", "role", "key", "created", "revoked"),
+        [
+            (row.id, row.workspace, row.name, row.role, row.hint, day(row.created_at), day(row.revoked_at))
+            for row in await store.keys.list()
+        ],
+        "no API keys: the server answers on the loopback address only; `loomgate keys create` makes one",
+    )
+    return 0
 
-        async with open_store(settings) as store:
-            if not await store.keys.revoke(options.id):
-                return fail(f"no API key {options.id} that could be revoked; `loomgate keys list` shows them", 1)
-        say(f"revoked {options.id}")
-        return 0
 
-    return in_loop(revoke, load(options))
+@on_store
+async def _keys_revoke(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    if not await store.keys.revoke(options.id):
+        return fail(f"no API key {options.id} that could be revoked; `loomgate keys list` shows them", 1)
+    say(f"revoked {options.id}")
+    return 0
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

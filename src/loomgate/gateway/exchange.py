@@ -14,7 +14,7 @@ from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
-from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
+from loomgate.gateway.fronts.errors import ANTHROPIC, error_body, messages_error_body, refusal_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.gather import led
@@ -61,7 +61,6 @@ _ASTRAY = frozenset(
     "unknown_provider provider_required provider_address_required invalid_custom_host invalid_config "
     "model_not_allowed".split()
 )
-ANTHROPIC = frozenset({"messages", "count_tokens"})  # endpoints whose clients read Anthropic's errors
 _TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
 
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
@@ -275,7 +274,9 @@ class Exchange:
             about = msgspec.structs.replace(about, id=id, model=decoder.model or about.model)
         front = FRONTS[request.endpoint.name]
         if stream:
-            return Answer(200, stream=_encoded(told, front.encoder(about)), headers=[EVENTS])
+            answer = Answer(200, headers=[EVENTS])
+            answer.stream = _encoded(answer, told, front.encoder(about))
+            return answer
         whole = front.whole([chunk async for chunk in told], about)
         return Answer(200, _encode(whole), headers=[JSON])
 
@@ -283,36 +284,11 @@ class Exchange:
 # --- answers that no endpoint made -----------------------------------------------------------------------------------
 
 
-def error_answer(
-    request: Request,
-    status: int,
-    message: str,
-    type: str,
-    *,
-    provider: str = "",
-    param: str | None = None,
-    code: str | None = None,
-    details: list[str] | None = None,
-) -> Answer:
-    """An error of our own: the object that the client's SDK shows, and what Portkey's clients read (VAL-21)."""
-    if request.endpoint.name in ANTHROPIC:
-        made: Fields = messages_error(status, message)
-    else:
-        made = {"error": {"message": message, "type": type, "param": param, "code": code}}
-    if provider:
-        made["provider"] = provider
-    if details:
-        made["errors"] = details
-    return Answer(status, _encode({**made, "status": "failure", "message": message}), headers=[JSON])
-
-
-def refused(request: Request, error: ApiError) -> Answer:
-    """The answer that ``error`` is."""
-    answer = error_answer(
-        request, error.status, error.message, error.type, param=error.param, code=error.code, details=error.details
-    )
-    answer.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
-    answer.error = error_of(error)
+def refused(request: Request, error: ApiError, provider: str = "", meant: ProviderError | None = None) -> Answer:
+    """The answer that ``error`` is, of ``provider`` if one had its part in it; ``meant``: what it means to a run."""
+    headers = [JSON, *((name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items())]
+    answer = Answer(error.status, refusal_body(error, request.endpoint, provider), headers=headers)
+    answer.error = meant or error_of(error)
     return answer
 
 
@@ -320,10 +296,8 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     """The answer for an exchange that broke (RTY-10)."""
     status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
     type = _TYPE.get(error.kind, "api_error")
-    message = f"{provider} error: {error.message}"
-    answer = error_answer(request, status, message, type, provider=provider, code=error.kind)
-    answer.error = error
-    return answer
+    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind)
+    return refused(request, told, provider, error)
 
 
 def error_of(error: ApiError, *, astray: bool = False) -> ProviderError:
@@ -348,9 +322,10 @@ def timed_out(milliseconds: int) -> Answer:
 def unsupported(request: Request, provider: str) -> Answer:
     """GERR-04."""
     message = f"{request.endpoint.inner} is not supported by {provider}"
-    answer = error_answer(request, 500, message, "invalid_request_error", code="unsupported_endpoint")
+    answer = refused(
+        request, ApiError(500, message, code="unsupported_endpoint"), meant=ProviderError("route", message)
+    )
     answer.final = True
-    answer.error = ProviderError("route", message)
     return answer
 
 
@@ -424,12 +399,16 @@ async def _chunks(reply: Reply, decoder: Decoder, secrets: tuple[str | None, ...
             pass
 
 
-async def _encoded(chunks: AsyncGenerator[Chunk, None], encoder: Encoder) -> AsyncGenerator[bytes, None]:
+async def _encoded(
+    answer: Answer, chunks: AsyncGenerator[Chunk, None], encoder: Encoder
+) -> AsyncGenerator[bytes, None]:
+    """``chunks`` in the client's words; the error of those that break is told last, and is ``answer``'s."""
     try:
         async for chunk in chunks:
             if data := encoder.feed(chunk):
                 yield data
     except ProviderError as error:
+        answer.error = error
         yield encoder.error(error.message, _TYPE.get(error.kind, "api_error"), error.kind)
     finally:
         await chunks.aclose()

@@ -107,8 +107,8 @@ class Gateway:
         except ApiError as error:
             record.finish(Answer(error.status), error=error.message)
             raise
-        except BaseException:
-            record.abandon()
+        except BaseException as error:
+            record.abandon(cause=error)
             raise
         finally:
             if ahead is not None:

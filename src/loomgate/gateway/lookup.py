@@ -14,7 +14,8 @@ from loomgate.gateway.limits import key_id
 from loomgate.gateway.saved import Saved
 from loomgate.store.accounts import Opened
 from loomgate.store.configs import Document
-from loomgate.wire.policy import Config, Naming, decode_config
+from loomgate.wire.configs import decode_config
+from loomgate.wire.policy import Config, Naming
 
 _MOST = 10_000  # workspaces that are remembered
 

@@ -28,6 +28,9 @@ from loomgate.wire.chat import Usage
 log = logging.getLogger(__name__)
 
 ABANDONED = 499  # the status of a call whose client left before its answer was whole
+STOPPED = 503  # the status of one that the server's end cut short
+STOPPING = "The server was stopping before the answer was whole."
+LEFT = "the client left"  # the message with which the task of a client that left is cancelled
 
 _BATCH = 500  # records in one write
 _BATCH_BYTES = 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
@@ -203,10 +206,15 @@ class Record:
         self.weight = weight
         self._meter.put(self)
 
-    def abandon(self, answer: Answer | None = None, *, usage: Usage | None = None) -> None:
-        """The client left before the end: the record has status 499 and what was sent so far."""
-        error = "The client went away before its answer was whole."
-        self.finish(Answer(ABANDONED) if answer is None else answer, usage=usage, error=error, status=ABANDONED)
+    def abandon(self, answer: Answer | None = None, cause: BaseException | None = None) -> None:
+        """The call ended before its answer did: the record has what was sent so far, and status 499, or 503 if
+        ``cause`` is a cancellation that is not for the client's leaving: then the server stops."""
+        # A run's call is cancelled with its run.
+        if isinstance(cause, asyncio.CancelledError) and cause.args != (LEFT,) and self.request.chat is None:
+            status, error = STOPPED, STOPPING
+        else:
+            status, error = ABANDONED, "The client went away before its answer was whole."
+        self.finish(Answer(status) if answer is None else answer, error=error, status=status)
 
     def seen(self) -> Seen:
         """What was taken down, for `loomgate.gateway.record.make`; only after the end."""

@@ -58,7 +58,7 @@ class _Place:
     __slots__ = ("classes", "durations", "firsts")
 
     def __init__(self) -> None:
-        self.classes: dict[str, int] = {}
+        self.classes: dict[tuple[str, str], int] = {}  # by class of status, and outcome
         self.durations = _Histogram(_DURATIONS)
         self.firsts = _Histogram(_FIRST)
 
@@ -102,7 +102,7 @@ class Metrics:
         place = self._places.get((provider, facts.endpoint))
         if place is None:
             place = self._places[provider, facts.endpoint] = _Place()
-        status = _CLASSES.get(facts.status // 100, _OTHER)
+        status = (_CLASSES.get(facts.status // 100, _OTHER), "failure" if facts.failed else "success")
         place.classes[status] = place.classes.get(status, 0) + 1
         place.durations.observe(facts.seconds)
         if facts.stream and facts.first_byte is not None:
@@ -159,8 +159,8 @@ class Metrics:
             return family
 
         places, models = self._places, self._models
-        by_status = {(*key, status): n for key, place in places.items() for status, n in place.classes.items()}
-        yield counter("requests", "Calls that ended.", ("provider", "endpoint", "status"), by_status)
+        by_status = {(*key, *status): n for key, place in places.items() for status, n in place.classes.items()}
+        yield counter("requests", "Calls that ended.", ("provider", "endpoint", "status", "outcome"), by_status)
         for name, help, field in (
             ("request_duration_seconds", "Time from a request to the end of its answer.", "durations"),
             ("time_to_first_token_seconds", "Time from a request to the first byte of a streamed answer.", "firsts"),
@@ -259,7 +259,7 @@ class Spans:
             attributes=attributes(facts, made.fields),
             start_time=ended - int(facts.seconds * 1e9),
         )
-        if facts.status >= 400 or facts.error:
+        if facts.failed:
             span.set_status(Status(StatusCode.ERROR, facts.error or None))
         span.end(ended)
 
@@ -313,7 +313,7 @@ def attributes(facts: CallFacts, fields: Mapping[str, Any]) -> dict[str, Any]:
         said["loomgate.cost"] = facts.cost
     if facts.retries:
         said["loomgate.retries"] = facts.retries
-    if facts.status >= 400 or facts.error:  # an answer may also break after its status was sent
+    if facts.failed:  # an answer may also break after its status was sent
         said["error.type"] = str(facts.status) if facts.status >= 400 else "broken_stream"
     for name, value in facts.metadata.items():
         said[f"loomgate.metadata.{name}"] = value

@@ -18,8 +18,8 @@ from loomgate.errors import ApiError, ProviderError, StoreError, bad_request
 from loomgate.gateway.batches import output as batch_output
 from loomgate.gateway.batches import wants_output
 from loomgate.gateway.call import Answer, Request
-from loomgate.gateway.exchange import ANTHROPIC
-from loomgate.gateway.fronts.errors import messages_error
+from loomgate.gateway.fronts.errors import refusal_body
+from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.faults import overloaded, server_error
@@ -87,8 +87,9 @@ class GatewayRoutes:
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
-    ) -> None:
-        """Answer one request, whatever happens; ``request`` if it was read already."""
+    ) -> Request | None:
+        """Answer one request, whatever happens, and return it if its answer was a whole one; ``request`` if it was read
+        already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
@@ -108,43 +109,44 @@ class GatewayRoutes:
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
-                return
+                return request
             started = True
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except StoreError:
             log.exception("request %s: the store cannot be used", request_id)
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except Left:
-            return
+            return None
         except asyncio.CancelledError:
             # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
             if leaving is not None and leaving.gone:
-                return
+                return None
             log.warning("request %s: the server stops before its answer is whole", request_id)
             if started:
                 await send(CUT)
-                return
+                return None
             error = overloaded()
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         except Exception:
             log.exception("request %s failed", request_id)
             if started:
                 raise
             error = server_error(request_id)
             head.append((b"x-portkey-gateway-exception", b"true"))
-            await _send_whole(send, scope, error.status, [*head, *error_headers(error)], error_body(error, endpoint))
+            await _send_refusal(send, scope, head, error, endpoint)
         finally:
             if leaving is not None:
                 leaving.end()
             if answer is not None and answer.stream is not None:
                 await answer.close()
+        return None
 
     async def read(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         """The request, if it may be made. Raises `ApiError`, `StoreError` and `Left`."""
@@ -264,19 +266,6 @@ def error_headers(error: ApiError) -> list[tuple[bytes, bytes]]:
     return [*made, _JSON]
 
 
-def error_body(error: ApiError, endpoint: Endpoint) -> bytes:
-    """VAL-21: the error object that the SDK shows, OpenAI's or Anthropic's, and the two members that Portkey's clients
-    read."""
-    if endpoint.name in ANTHROPIC:
-        made: dict[str, Any] = messages_error(error.status, error.message)
-    else:
-        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    made |= {"status": "failure", "message": error.message}
-    if error.details:
-        made["errors"] = error.details
-    return _encode(made)
-
-
 def _is_pretty(query: bytes) -> bool:
     """RT-09."""
     return any(pair.partition(b"=")[0] == b"pretty" for pair in query.split(b"&"))
@@ -296,6 +285,13 @@ async def _send_whole(send: Send, scope: Scope, status: int, head: list[tuple[by
     await send({"type": "http.response.body", "body": body})
 
 
+async def _send_refusal(
+    send: Send, scope: Scope, head: list[tuple[bytes, bytes]], error: ApiError, endpoint: Endpoint
+) -> None:
+    head = [*head, *error_headers(error)]
+    await _send_whole(send, scope, error.status, head, refusal_body(error, endpoint))
+
+
 async def _send_stream(
     send: Send, status: int, head: list[tuple[bytes, bytes]], stream: AsyncGenerator[bytes, None]
 ) -> None:
@@ -310,6 +306,9 @@ async def _send_stream(
             log.warning("an answer broke off: %s", error.message)
             await send(CUT)
             return
+        except asyncio.CancelledError as error:
+            await stream.athrow(error)  # it is for its log, too, why it ends
+            raise
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -379,4 +378,4 @@ class _Leaving:
             pass
         self.gone = True
         assert self._task is not None
-        self._task.cancel()
+        self._task.cancel(LEFT)

@@ -12,7 +12,8 @@ import msgspec
 
 from loomgate.errors import bad_request
 from loomgate.http.refusal import shortened
-from loomgate.wire.policy import Config, Naming, decode_config
+from loomgate.wire.configs import decode_config
+from loomgate.wire.policy import Config, Naming
 from loomgate.wire.provider_data import OPTION_HEADERS
 
 Headers = Mapping[bytes, bytes]

@@ -223,8 +223,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535, description="Port to listen on; 0: any free one.")] = 8787
     data: Annotated[Path, Meta(description="Folder for the database and the seal key.")] = Path("./loomgate-data")
     database_url: Annotated[
-        str, Meta(description="`sqlite:///` and a path; empty: `loomgate.db` in the data folder.")
-    ] = ""
+        Secret,
+        Meta(
+            description="`postgresql://…`, as libpq takes it, for any number of nodes; or `sqlite:///` and a path;"
+            " empty: `loomgate.db` in the data folder."
+        ),
+    ] = Secret()
+    database_connections: Annotated[int, Meta(ge=2, description="Most connections of one process to PostgreSQL.")] = 16
+    database_wait_seconds: Annotated[
+        float,
+        Meta(gt=0, description="Longest wait for one of them while all are taken; then requests get a 503."),
+    ] = 5.0
+    database_retry_seconds: Annotated[
+        float,
+        Meta(gt=0, description="How long a transaction is tried again while PostgreSQL cannot be reached; then 503."),
+    ] = 10.0
+    redis_url: Annotated[
+        Secret,
+        Meta(
+            description="`redis://…`, `rediss://…` or `unix://…` of the Redis or Valkey that the nodes of one"
+            " PostgreSQL share; empty: there is one node only."
+        ),
+    ] = Secret()
+    redis_prefix: Annotated[Name, Meta(description="What the names of all keys and channels there begin with.")] = (
+        "loomgate"
+    )
     seal_key: Annotated[
         Secret,
         Meta(
@@ -321,9 +344,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prices: Annotated[Mapping[str, Price], Meta(description="Prices of models over those that ship, see below.")] = {}
 
     @property
+    def postgres(self) -> bool:
+        """Is the database a PostgreSQL, and not a file of SQLite?"""
+        return self.database_url.reveal().startswith(("postgresql://", "postgres://"))
+
+    @property
     def database_path(self) -> Path:
         """The SQLite file that ``database_url`` and ``data`` stand for."""
-        return Path(self.database_url.removeprefix("sqlite:///")) if self.database_url else self.data / "loomgate.db"
+        url = self.database_url.reveal()
+        return Path(url.removeprefix("sqlite:///")) if url else self.data / "loomgate.db"
 
     @property
     def default_provider(self) -> Provider | None:

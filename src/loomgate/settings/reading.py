@@ -342,7 +342,8 @@ def _check(made: Settings) -> None:
         raise SettingError("cache_max_age_seconds", limit, str(made.cache_max_age_seconds))
     if made.semantic_cache_model and not re.fullmatch(r"@[^/\s]+/\S+", made.semantic_cache_model):
         raise SettingError("semantic_cache_model", "`@PROVIDER/MODEL`", repr(made.semantic_cache_model))
-    _check_database(made.database_url)
+    _check_database(made.database_url.reveal())
+    _check_redis(made)
     if made.seal_key:
         decode_seal_key(made.seal_key.reveal())
     for name, provider in made.providers.items():
@@ -394,11 +395,24 @@ def _check_aws(key: str, provider: Provider) -> None:
 
 def _check_database(url: str) -> None:
     scheme, separator, path = url.partition("://")
+    if separator and scheme in ("postgresql", "postgres"):
+        return
     if url and (scheme != "sqlite" or not separator):
-        wanted = "`sqlite:///` and a path: this version stores in SQLite only"
+        wanted = "`postgresql://…`, or `sqlite:///` and a path"
         raise SettingError("database_url", wanted, f"a `{scheme}` address" if separator else "no address")
     if url and (len(path) < 2 or not path.startswith("/") or ":memory:" in path or "?" in path):
         raise SettingError("database_url", "`sqlite:///` and the path of a file, without options", repr(url))
+
+
+def _check_redis(made: Settings) -> None:
+    url = made.redis_url.reveal()
+    if url and not url.startswith(("redis://", "rediss://", "unix://")):
+        scheme, separator, _ = url.partition("://")
+        found = f"a `{scheme}` address" if separator else "no address"
+        raise SettingError("redis_url", "`redis://…`, `rediss://…` or `unix://…`", found)
+    if url and not made.postgres:
+        wanted = "none beside a SQLite file, which one server uses alone (database_url: `postgresql://…`)"
+        raise SettingError("redis_url", wanted, "one")
 
 
 # --- the words of messages and docs ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
 from loomgate.store.schema import prepare, upgrade
 from loomgate.store.seal import Sealer, load_key
+from loomgate.store.sqlite import SqliteDatabase
 from loomgate.store.threads import Threads
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
 
     Raises `StoreError` when the folder or file cannot be used, or was written by a newer version.
     """
+    if settings.postgres:
+        raise StoreError("the database cannot be upgraded: not yet on PostgreSQL")
     _folder(settings)
     return upgrade(settings.database_path)
 
@@ -88,13 +91,17 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
 
     Raises `StoreError` (one line: the place and the reason).
     """
+    if settings.postgres:
+        async with _open_postgres(settings, exclusive=exclusive) as store:
+            yield store
+        return
     _folder(settings)
     path = settings.database_path
     lock = _lock(path) if exclusive else None
     try:
         await asyncio.to_thread(prepare, path)
         sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
-        database = Database(path, synchronous=settings.sqlite_synchronous)
+        database = SqliteDatabase(path, synchronous=settings.sqlite_synchronous)
         store = Store(database, sealer, endpoints_of(settings.webhooks), settings.active_thread, exclusive=exclusive)
         try:
             yield store
@@ -103,6 +110,24 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
     finally:
         if lock is not None:
             os.close(lock)
+
+
+@asynccontextmanager
+async def _open_postgres(settings: "Settings", *, exclusive: bool) -> AsyncGenerator[Store, None]:
+    from loomgate.store.postgres import PostgresDatabase
+
+    database = await PostgresDatabase.open(
+        settings.database_url.reveal(),
+        connections=settings.database_connections,
+        wait_seconds=settings.database_wait_seconds,
+        retry_seconds=settings.database_retry_seconds,
+    )
+    sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
+    store = Store(database, sealer, endpoints_of(settings.webhooks), settings.active_thread, exclusive=exclusive)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _lock(path: Path) -> int:

@@ -7,17 +7,18 @@ line now, another node on a shared database later) is noticed within that second
 """
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
 from loomgate import clock
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx
+from loomgate.store.database import Database, Statement, Tx, upsert
 
 _t = tables.generations
-_BUMP = Statement(
-    sqlite.insert(_t)
-    .values(workspace=sa.bindparam("owner"), number=1)
-    .on_conflict_do_update(index_elements=["workspace"], set_={"number": _t.c.number + 1})
+_BUMP = upsert(
+    lambda insert: (
+        insert(_t)
+        .values(workspace=sa.bindparam("owner"), number=1)
+        .on_conflict_do_update(index_elements=["workspace"], set_={"number": _t.c.number + 1})
+    )
 )
 _NUMBER = Statement(sa.select(_t.c.number).where(_t.c.workspace == sa.bindparam("owner")))
 _SECONDS = 1.0

@@ -4,6 +4,7 @@ What must live here: writing batches of records, reading them back, forgetting o
 holds (``wire/calls``), or when anything is written or forgotten (``gateway/meter``, ``app``).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from loomgate import clock
 from loomgate.errors import bad_request
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx
+from loomgate.store.database import Database, Statement, Tx, upsert
 from loomgate.wire.calls import CallFacts, CallRecord, first_log_id
 
 _c, _s = tables.calls, tables.spending
@@ -31,10 +32,7 @@ _FORGET = Statement(
 )
 
 
-def _upsert() -> sa.ClauseElement:
-    # Both databases speak this form; SQLAlchemy has it per dialect only.
-    from sqlalchemy.dialects.sqlite import insert
-
+def _upsert(insert: Callable[[sa.Table], Any]) -> sa.ClauseElement:
     made = insert(_s)
     return made.on_conflict_do_update(
         index_elements=[_s.c.workspace, _s.c.virtual_key, _s.c.day],
@@ -42,7 +40,7 @@ def _upsert() -> sa.ClauseElement:
     )
 
 
-_SPEND = Statement(_upsert())
+_SPEND = upsert(_upsert)
 _SPENT = Statement(sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens))
 _RESET = Statement(sa.delete(_s).where(_s.c.workspace == _owner, _s.c.virtual_key == _key))
 

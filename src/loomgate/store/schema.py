@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import apsw
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from loomgate.errors import StoreError
 from loomgate.store import tables
-from loomgate.store.database import connect, use_wal
+from loomgate.store.sqlite import connect, use_wal
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -54,19 +55,40 @@ def upgrade(path: Path) -> tuple[str | None, str]:
     return before, HEAD
 
 
+def _definitions(dialect: Dialect) -> list[str]:
+    """What makes the tables of this version in an empty database, stamped with its revision."""
+    made: list[str] = []
+    for table in tables.metadata.sorted_tables:
+        made.append(str(CreateTable(table).compile(dialect=dialect)))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            made.append(str(CreateIndex(index).compile(dialect=dialect)))
+    made.append("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    made.append("INSERT INTO alembic_version VALUES ('" + HEAD + "')")  # noqa: S608 - a constant
+    return made
+
+
+async def create_postgres(url: str) -> None:
+    """Make the tables in the empty PostgreSQL database of ``url``. Raises `StoreError`."""
+    from loomgate.store.dsn import arguments
+    from loomgate.store.postgres import DIALECT, connect
+
+    connection = await connect(arguments(url))
+    try:
+        async with connection.transaction():
+            for statement in _definitions(DIALECT):
+                await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
 def _create(path: Path) -> None:
-    dialect = sqlite.dialect()
     connection = connect(path)
     try:
         use_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute(_VERSIONED).fetchall():  # nobody else made it meanwhile
-            for table in tables.metadata.sorted_tables:
-                connection.execute(str(CreateTable(table).compile(dialect=dialect)))
-                for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                    connection.execute(str(CreateIndex(index).compile(dialect=dialect)))
-            connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-            connection.execute("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+            for statement in _definitions(sqlite.dialect()):
+                connection.execute(statement)
         connection.execute("COMMIT")
     except apsw.Error as error:
         raise StoreError(f"cannot create the database {path}: {error}") from None

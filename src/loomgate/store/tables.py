@@ -4,7 +4,13 @@ What must live here: table and index definitions. What must not: statements, or 
 Times are whole seconds, except ``due``, which is milliseconds since the epoch.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+# Texts are compared and ordered by their bytes, on both engines: ids of the log are in the order of time.
+TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -16,11 +22,11 @@ metadata = sa.MetaData(
 
 
 def _id() -> sa.Column[str]:
-    return sa.Column("id", sa.Text, primary_key=True)
+    return sa.Column("id", TEXT, primary_key=True)
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=nullable)
+    return sa.Column(name, TEXT, nullable=nullable)
 
 
 def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
@@ -29,6 +35,11 @@ def _integer(name: str, *, nullable: bool = False) -> sa.Column[int]:
 
 def _counter(name: str) -> sa.Column[int]:
     return sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0"))
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """What makes an index a partial one."""
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
 def _blob(name: str) -> sa.Column[bytes]:
@@ -57,13 +68,13 @@ def _account(name: str) -> sa.Table:
     return sa.Table(
         name,
         metadata,
-        sa.Column("workspace", sa.Text, primary_key=True),
-        sa.Column("slug", sa.Text, primary_key=True),
+        sa.Column("workspace", TEXT, primary_key=True),
+        sa.Column("slug", TEXT, primary_key=True),
         _text("provider"),
         _text("base_url", nullable=True),
         _blob("sealed"),
         _integer("created_at"),
-        sa.Column("id", sa.Text, nullable=False, unique=True),
+        sa.Column("id", TEXT, nullable=False, unique=True),
         _text("name"),
         _text("integration", nullable=True),  # whose key is used in place of an own one
         sa.Column("data", sa.LargeBinary, nullable=True),
@@ -81,10 +92,10 @@ integrations = _account("integrations")
 documents = sa.Table(
     "documents",
     metadata,
-    sa.Column("workspace", sa.Text, primary_key=True),
-    sa.Column("kind", sa.Text, primary_key=True),
-    sa.Column("slug", sa.Text, primary_key=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("workspace", TEXT, primary_key=True),
+    sa.Column("kind", TEXT, primary_key=True),
+    sa.Column("slug", TEXT, primary_key=True),
+    sa.Column("id", TEXT, nullable=False, unique=True),
     _text("name"),
     _text("status"),
     sa.Column("is_default", sa.Boolean, nullable=False),
@@ -110,7 +121,7 @@ document_versions = sa.Table(
 
 # How often a workspace's virtual keys, integrations, configs and guardrails have changed: what was made of them and
 # kept in memory is no longer right when the number has moved (store/generations.py).
-generations = sa.Table("generations", metadata, sa.Column("workspace", sa.Text, primary_key=True), _integer("number"))
+generations = sa.Table("generations", metadata, sa.Column("workspace", TEXT, primary_key=True), _integer("number"))
 
 # A client's own provider key, sealed, for the runs that it started (one row per distinct key).
 credentials = sa.Table(
@@ -154,16 +165,16 @@ threads = sa.Table(
 thread_tags = sa.Table(
     "thread_tags",
     metadata,
-    sa.Column("workspace", sa.Text, primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("workspace", TEXT, primary_key=True),
+    sa.Column("key", TEXT, primary_key=True),
+    sa.Column("value", TEXT, primary_key=True),
     sa.Column("position", sa.BigInteger, primary_key=True),
     _text("thread_id"),
     sa.Index(None, "thread_id"),
 )
 
 # Threads that were deleted: their rows go in small steps, so that no delete holds the others up.
-purges = sa.Table("purges", metadata, sa.Column("thread_id", sa.Text, primary_key=True))
+purges = sa.Table("purges", metadata, sa.Column("thread_id", TEXT, primary_key=True))
 
 messages = sa.Table(
     "messages",
@@ -179,7 +190,7 @@ messages = sa.Table(
     sa.Index(None, "thread_id", "position", unique=True),
     sa.Index(None, "thread_id", "place", "position"),
     # With the thread in front, or SQLite would rather walk the thread in order than look for the run.
-    sa.Index("ix_messages_run", "thread_id", "run_id", "position", sqlite_where=sa.text("run_id IS NOT NULL")),
+    sa.Index("ix_messages_run", "thread_id", "run_id", "position", **_where("run_id IS NOT NULL")),
 )
 
 runs = sa.Table(
@@ -202,10 +213,10 @@ runs = sa.Table(
     _blob("body"),
     sa.Index(None, "thread_id", "position", unique=True),
     # Partial: else SQLite would look through all runs that hold nothing for one that waits.
-    sa.Index("uq_runs_holds", "holds", unique=True, sqlite_where=sa.text("holds IS NOT NULL")),
+    sa.Index("uq_runs_holds", "holds", unique=True, **_where("holds IS NOT NULL")),
     # Runs that wait for their turn in a thread whose rule is to enqueue.
-    sa.Index("ix_runs_waiting", "thread_id", "position", sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL")),
-    sa.Index("ix_runs_due", "due", sqlite_where=sa.text("due IS NOT NULL")),
+    sa.Index("ix_runs_waiting", "thread_id", "position", **_where("holds IS NULL AND due IS NOT NULL")),
+    sa.Index("ix_runs_due", "due", **_where("due IS NOT NULL")),
 )
 
 steps = sa.Table(
@@ -240,16 +251,16 @@ deliveries = sa.Table(
     _integer("ended_at", nullable=True),
     _text("outcome", nullable=True),
     _blob("payload"),  # emptied when it was delivered
-    sa.Index("ix_deliveries_due", "endpoint", "due", sqlite_where=sa.text("due IS NOT NULL")),
+    sa.Index("ix_deliveries_due", "endpoint", "due", **_where("due IS NOT NULL")),
     sa.Index(
         "ix_deliveries_owed",
         "endpoint",
         "run_id",
         "position",
         unique=True,
-        sqlite_where=sa.text("ended_at IS NULL"),
+        **_where("ended_at IS NULL"),
     ),
-    sa.Index("ix_deliveries_ended_at", "ended_at", sqlite_where=sa.text("ended_at IS NOT NULL")),
+    sa.Index("ix_deliveries_ended_at", "ended_at", **_where("ended_at IS NOT NULL")),
 )
 
 # The log of calls. Ids are in the order in which the calls ended, and a time is a place among them (wire/calls.py), so
@@ -274,8 +285,8 @@ calls = sa.Table(
 spending = sa.Table(
     "spending",
     metadata,
-    sa.Column("workspace", sa.Text, primary_key=True),
-    sa.Column("virtual_key", sa.Text, primary_key=True),
+    sa.Column("workspace", TEXT, primary_key=True),
+    sa.Column("virtual_key", TEXT, primary_key=True),
     sa.Column("day", sa.BigInteger, primary_key=True),
     sa.Column("cost", sa.Double, nullable=False),  # USD
     _integer("tokens"),

@@ -1,18 +1,19 @@
 """Workspaces: the border that no key sees across, and the order keys of what lies directly in one."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
 from loomgate import clock
 from loomgate.store import tables
-from loomgate.store.database import Statement, Tx
+from loomgate.store.database import Tx, upsert
 
 _t = tables.workspaces
-_NEXT = Statement(
-    sqlite.insert(_t)
-    .values(id=sa.bindparam("owner"), positions=1, created_at=sa.bindparam("at"))
-    .on_conflict_do_update(index_elements=["id"], set_={"positions": _t.c.positions + 1})
-    .returning(_t.c.positions)
+_NEXT = upsert(
+    lambda insert: (
+        insert(_t)
+        .values(id=sa.bindparam("owner"), positions=1, created_at=sa.bindparam("at"))
+        .on_conflict_do_update(index_elements=["id"], set_={"positions": _t.c.positions + 1})
+        .returning(_t.c.positions)
+    )
 )
 
 

@@ -94,7 +94,8 @@ def _message_of(found: Collected, about: About) -> Json:
     return message
 
 
-def _frame(about: About, object: str) -> Json:
+def frame(about: About, object: str) -> Json:
+    """The members that OpenAI's answers begin with, and their chunks."""
     return {
         "id": about.id,
         "object": object,
@@ -104,16 +105,41 @@ def _frame(about: About, object: str) -> Json:
     }
 
 
-class ChatEncoder:
-    """Writes one streamed answer as ``chat.completion.chunk`` events."""
+class ChunkEncoder:
+    """What the streams of OpenAI's completions share, chat's and the legacy ones: the frame of a chunk, and the end.
 
-    def __init__(self, about: About) -> None:
+    ``object`` is what a chunk calls itself.
+    """
+
+    def __init__(self, about: About, object: str) -> None:
         self._about = about
-        self._strict = about.strict
-        self._frame = _encode(_frame(about, "chat.completion.chunk"))[:-1]
+        self._frame = _encode(frame(about, object))[:-1]
         self._own_usage = wants_usage(about)
         # OpenAI's chunks have a usage of null when one chunk will have it.
         self._null = b',"usage":null' if self._own_usage else b""
+
+    def error(self, message: str, type: str, code: str | None) -> bytes:
+        """One event with an ``error`` object, and no ``[DONE]``: half an answer is none (GATEWAY STM-07, STM-10)."""
+        told = {"message": message, "type": type, "param": None, "code": code}
+        return b"data: " + _encode({"error": told, "provider": self._about.provider}) + b"\n\n"
+
+    def ended(self, choices: list[Json], usage: Json | None) -> bytes:
+        """The last events: the finish reasons, and the usage as it was asked for."""
+        last = b"data: " + self._frame + b',"choices":' + _encode(choices)
+        if self._own_usage:
+            own = b"data: " + self._frame + b',"choices":[],"usage":' + _encode(usage)
+            return last + b',"usage":null}\n\n' + own + b"}\n\ndata: [DONE]\n\n"
+        if usage is not None and self._own_usage is None:  # as the reference has it (GATEWAY STM-06)
+            last += b',"usage":' + _encode(usage)
+        return last + b"}\n\ndata: [DONE]\n\n"
+
+
+class ChatEncoder(ChunkEncoder):
+    """Writes one streamed answer as ``chat.completion.chunk`` events."""
+
+    def __init__(self, about: About) -> None:
+        super().__init__(about, "chat.completion.chunk")
+        self._strict = about.strict
         self._head = b"data: " + self._frame + b',"choices":[{"index":0,"delta":'
         self._tail = b',"logprobs":null,"finish_reason":null}]' + self._null + b"}\n\n"
         self._begun = False
@@ -127,11 +153,6 @@ class ChatEncoder:
             return written
         self._begun = True
         return self._delta(b'{"role":"assistant","content":""}') + written
-
-    def error(self, message: str, type: str, code: str | None) -> bytes:
-        """One event with an ``error`` object, and no ``[DONE]``: half an answer is none (GATEWAY STM-07, STM-10)."""
-        told = {"message": message, "type": type, "param": None, "code": code}
-        return b"data: " + _encode({"error": told, "provider": self._about.provider}) + b"\n\n"
 
     def _delta(self, delta: bytes) -> bytes:
         return self._head + delta + self._tail
@@ -197,19 +218,6 @@ class ChatEncoder:
         choice: Json = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason_of(chunk, self._about)}
         return self.ended([choice], usage_of(chunk.usage) if chunk.usage is not None else None)
 
-    def ended(self, choices: list[Json], usage: Json | None) -> bytes:
-        """The last events: the finish reasons, and the usage as it was asked for."""
-        last = b"data: " + self._frame + b',"choices":' + _encode(choices)
-        if self._own_usage:
-            told = _encode(usage)
-            return (
-                last + b',"usage":null}\n\n'
-                b"data: " + self._frame + b',"choices":[],"usage":' + told + b"}\n\ndata: [DONE]\n\n"
-            )
-        if usage is not None and self._own_usage is None:  # as the reference has it (GATEWAY STM-06)
-            last += b',"usage":' + _encode(usage)
-        return last + b"}\n\ndata: [DONE]\n\n"
-
     def piece(self, index: int, delta: Json) -> bytes:
         """One event for choice ``index``."""
         choice: Json = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
@@ -246,9 +254,14 @@ def completion(chunks: Iterable[Chunk], about: About) -> Json:
     }
     if not about.strict:
         choice.update(found.extras)
-    answer = {**_frame(about, "chat.completion"), "choices": [choice]}
-    if found.finish.usage is not None:
-        answer["usage"] = usage_of(found.finish.usage)
+    return whole(about, "chat.completion", choice, found.finish)
+
+
+def whole(about: About, object: str, choice: Json, finish: Finish) -> Json:
+    """An answer with one ``choice``, and the usage if it is known."""
+    answer = {**frame(about, object), "choices": [choice]}
+    if finish.usage is not None:
+        answer["usage"] = usage_of(finish.usage)
     return answer
 
 
