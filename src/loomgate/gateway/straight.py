@@ -5,9 +5,9 @@ a second way of doing anything else: whatever is not as expected (no connection 
 failure, an answer that takes its time) goes on in `Gateway.call`, which takes over what is under way.
 """
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from loomgate import clock
 from loomgate.errors import ApiError, ProviderError
@@ -23,8 +23,6 @@ from loomgate.providers import scripted
 from loomgate.providers.operations import Passes
 from loomgate.providers.transport import Line, Started
 from loomgate.wire.endpoints import ENDPOINTS
-
-T = TypeVar("T")
 
 _CHAT = ENDPOINTS["chat"]
 _MOST_LINES = 100  # models of one client that are remembered
@@ -157,12 +155,8 @@ class Straight:
         model, effective = fields.get("model"), way.effective
         if not isinstance(model, str) or fields.get("stream"):
             return False
-        found = way.models.get(model, way)
-        if found is way:
-            if len(way.models) >= _MOST_LINES:
-                way.models.clear()
-            found = way.models[model] = self._found(way, request, model)
-        if not isinstance(found, _Way) or not found.doing.takes(fields, request.body, found.resolved.target):
+        found = way.models.get(model)
+        if found is None or not found.doing.takes(fields, request.body, found.resolved.target):
             return False
         if params.apply(fields, effective) is not fields:
             return False
@@ -185,12 +179,21 @@ class Straight:
     def _admits(self, budget: Budget) -> bool:
         return self._limits.admit(budget.id, budget.limits, budget.since) is None
 
-    def _found(self, way: Way, request: Request, model: str) -> _Way | None:
+    async def learn(self, way: Way, request: Request) -> None:
+        """Let later calls for the model of ``request``, which was answered, go this way if they can."""
+        model = request.model
+        if model is not None and model not in way.models:
+            found = await self._found(way, request, model)
+            if len(way.models) >= _MOST_LINES:
+                way.models.clear()
+            way.models[model] = found
+
+    async def _found(self, way: Way, request: Request, model: str) -> _Way | None:
         if self._config.scripted and scripted.is_scripted(model):
             return None
         try:
-            resolved = at_once(self._resolver.resolve(request, way.effective, model))
-            if resolved is None or resolved.model != model:
+            resolved = await self._resolver.resolve(request, way.effective, model)
+            if resolved.model != model:
                 return None
             timeouts = resolved.config.timeouts or self._config.timeouts
             if min(timeouts.first_byte, timeouts.idle, timeouts.total) < _SOON:
@@ -199,16 +202,6 @@ class Straight:
         except (ApiError, ProviderError):
             return None  # the other way tells it
         return None if found is None else _Way(resolved, *found)
-
-
-def at_once(coroutine: Coroutine[Any, Any, T]) -> T | None:
-    """What ``coroutine`` returns if it does not wait for anything, else None. Raises what it raises."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    return None
 
 
 def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -87,8 +87,9 @@ class GatewayRoutes:
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
-    ) -> None:
-        """Answer one request, whatever happens; ``request`` if it was read already."""
+    ) -> Request | None:
+        """Answer one request, whatever happens, and return it if its answer was a whole one; ``request`` if it was read
+        already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
@@ -108,7 +109,7 @@ class GatewayRoutes:
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
-                return
+                return request
             started = True
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
@@ -119,18 +120,18 @@ class GatewayRoutes:
             error = overloaded()
             await _send_refusal(send, scope, head, error, endpoint)
         except Left:
-            return
+            return None
         except asyncio.CancelledError:
             # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
             if leaving is not None and leaving.gone:
-                return
+                return None
             log.warning("request %s: the server stops before its answer is whole", request_id)
             if started:
                 await send(CUT)
-                return
+                return None
             error = overloaded()
             await _send_refusal(send, scope, head, error, endpoint)
         except Exception:
@@ -145,6 +146,7 @@ class GatewayRoutes:
                 leaving.end()
             if answer is not None and answer.stream is not None:
                 await answer.close()
+        return None
 
     async def read(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
         """The request, if it may be made. Raises `ApiError`, `StoreError` and `Left`."""

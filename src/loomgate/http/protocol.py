@@ -184,7 +184,7 @@ class Protocol(HttpToolsProtocol):
                 return
             self._held = None
             if held.more_body or not app.straight.take(self, held):
-                self._start_asgi_task(held, app)
+                self._start_asgi_task(held, app.straight.other(self))
 
     def begin(self, cycle: Cycle, app: Any) -> None:
         """Have ``app`` answer the request of ``cycle`` in a task."""

@@ -9,10 +9,10 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from starlette.types import Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loomgate.gateway.call import Answer, Request
-from loomgate.gateway.straight import Passing, Way, at_once
+from loomgate.gateway.straight import Passing, Way
 from loomgate.http.auth import Auth, Known
 from loomgate.http.gateway import GatewayRoutes, answer_headers
 from loomgate.wire.endpoints import ENDPOINTS
@@ -89,48 +89,51 @@ class Straight:
 
     def take(self, protocol: "Protocol", cycle: "Cycle") -> bool:
         """Begin to answer the request of ``cycle``, all of which is here; False if that needs a task."""
-        auth, gateway = self._application.auth, self._application.gateway
         if self._application.quota is not None:
             return False  # its limits are asked for on the other way
-        if gateway is None or auth is None or len(cycle.body) > self._application.settings.max_body_bytes:
+        client, auth, gateway = protocol.straight_client, self._application.auth, self._application.gateway
+        if client is None or gateway is None or auth is None or client.way is None or client.auth is not auth:
             return False
         headers: _Headers = cycle.scope["headers"]  # pyright: ignore[reportAssignmentType] - a list, as we made it
-        client, body = protocol.straight_client, bytes(cycle.body)
-        if client is not None and client.says(headers):
-            if client.way is None:
-                # What is not straight may become so; nobody waits for that.
-                return False
-            if client.auth is auth and auth.holds(client.key) and gateway.straight.holds(client.way):
-                return self._begin(protocol, cycle, client.way, client.asks(headers, body))
-        client = protocol.straight_client = Client(headers)
-        try:
-            request = at_once(self._routes.read(auth, cycle.scope, _there(body), _CHAT, _CHAT.path))  # pyright: ignore[reportArgumentType]
-            way = None if request is None else at_once(gateway.straight_way(request))
-        except Exception:
-            return False  # told on the other way
-        if request is None or way is None:
+        if not client.says(headers) or not auth.holds(client.key) or not gateway.straight.holds(client.way):
             return False
-        client.key = auth.known(dict(headers))
-        if client.key is None:
+        if len(cycle.body) > self._application.settings.max_body_bytes:
             return False
-        client.auth, client.request, client.way = auth, request, way
-        return self._begin(protocol, cycle, way, request)
-
-    def _begin(self, protocol: "Protocol", cycle: "Cycle", way: Way, request: Request) -> bool:
-        gateway = self._application.gateway
-        trip = Trip(self._routes, protocol, cycle, request)
-        if gateway is None or not gateway.straight.begin(way, trip):
+        trip = Trip(self._routes, protocol, cycle, client.asks(headers, bytes(cycle.body)))
+        if not gateway.straight.begin(client.way, trip):
             return False
         protocol.trip = trip
         self._routes.patience.add(trip)
         return True
 
+    def other(self, protocol: "Protocol") -> ASGIApp:
+        """Answers a request that is not taken, in a task, after which one like it may be."""
 
-def _there(body: bytes) -> Any:
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            request = await self._routes(scope, receive, send, _CHAT, _CHAT.path)
+            if request is not None:
+                try:
+                    await self._learn(protocol, scope, request)
+                except Exception:
+                    log.exception("what a client says could not be remembered")
 
-    return receive
+        return app
+
+    async def _learn(self, protocol: "Protocol", scope: Scope, request: Request) -> None:
+        client, auth, gateway = protocol.straight_client, self._application.auth, self._application.gateway
+        if gateway is None or auth is None:
+            return
+        headers: _Headers = scope["headers"]
+        if client is None or not client.says(headers) or client.auth is not auth:
+            client = Client(headers)
+        elif client.way is not None and auth.holds(client.key) and gateway.straight.holds(client.way):
+            await gateway.straight.learn(client.way, request)
+            return
+        client.auth, client.request, client.key = auth, request, auth.known(dict(headers))
+        client.way = None if client.key is None else await gateway.straight_way(request)
+        if client.way is not None:
+            await gateway.straight.learn(client.way, request)
+        protocol.straight_client = client
 
 
 class Trip(Passing):
