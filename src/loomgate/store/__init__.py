@@ -22,7 +22,7 @@ from loomgate.store.keys import Credentials, Keys
 from loomgate.store.ledger import Ledger
 from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
-from loomgate.store.schema import prepare, upgrade
+from loomgate.store.schema import check_postgres, prepare, upgrade, upgrade_postgres
 from loomgate.store.seal import Sealer, load_key
 from loomgate.store.sqlite import SqliteDatabase
 from loomgate.store.threads import Threads
@@ -80,7 +80,7 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
     Raises `StoreError` when the folder or file cannot be used, or was written by a newer version.
     """
     if settings.postgres:
-        raise StoreError("the database cannot be upgraded: not yet on PostgreSQL")
+        return asyncio.run(upgrade_postgres(settings.database_url.reveal()))
     _folder(settings)
     return upgrade(settings.database_path)
 
@@ -88,6 +88,8 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
 @asynccontextmanager
 async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncGenerator[Store, None]:
     """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database.
+
+    A PostgreSQL database, which others use as well, is not migrated on the way: `migrate` does that.
 
     Raises `StoreError` (one line: the place and the reason).
     """
@@ -116,6 +118,7 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
 async def _open_postgres(settings: "Settings", *, exclusive: bool) -> AsyncGenerator[Store, None]:
     from loomgate.store.postgres import PostgresDatabase
 
+    await check_postgres(settings.database_url.reveal())
     database = await PostgresDatabase.open(
         settings.database_url.reveal(),
         connections=settings.database_connections,
