@@ -48,7 +48,7 @@ async def own(own_server: RedisServer) -> AsyncIterator[Nodes]:
     """Nodes on a Valkey that the test may stop."""
     if own_server._process is None:
         own_server.start()
-    async with nodes(own_server.url) as found:
+    async with nodes(own_server.url, f"test-{secrets.token_hex(4)}") as found:
         yield found
 
 
