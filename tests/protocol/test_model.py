@@ -118,6 +118,11 @@ def rough(state: State, step: Step) -> tuple[object, ...]:
     return known[:2] if step.move.run < 0 else (*known[:3], state.runs[step.move.run].status)
 
 
+def verb(state: State, step: Step) -> tuple[object, ...]:
+    """Less still: the verb, and what its worker knows."""
+    return kind(state, step)[: 1 if step.move.run < 0 else 3]
+
+
 def ways(workers: int, runs: int, kinds: Callable[[State, Step], Hashable]) -> dict[Hashable, list[Move]]:
     """Each kind of move with the shortest way to it, itself included."""
     first = initial(workers, runs)
@@ -147,7 +152,7 @@ class Walk:
 
     async def go(self, step: Step) -> None:
         self._path.append(step.move)
-        self._done |= {kind(self.state, step), rough(self.state, step)}
+        self._done |= {made(self.state, step) for made in (kind, rough, verb)}
         try:
             await self.real.make(self.state, step)
             await self.real.agrees(step.state)
@@ -167,16 +172,15 @@ class Walk:
 async def test_the_store_does_what_the_model_does(database: Database) -> None:
     """Every kind of move that the model knows of, made with the real store too, and the two compared after each."""
     done: set[Hashable] = set()
-    made = 0
-    for (workers, runs), kinds in {(2, 1): kind if LONG else rough, (1, 2): kind if LONG else rough}.items():
-        for wanted, way in ways(workers, runs, kinds).items():
+    kinds = rough if isinstance(database, SqliteDatabase) else verb
+    for workers, runs in ((2, 1), (1, 2)) if LONG else ((2, 1),):
+        found = ways(workers, runs, kind if LONG else kinds)
+        for wanted in sorted(found, key=lambda wanted: len(found[wanted]), reverse=True):  # short ways begin long ones
             if wanted not in done:
                 walk = Walk(database, initial(workers, runs), done)
-                await walk.follow(way)
+                await walk.follow(found[wanted])
                 await walk.real.leave()
-                made += len(way)
-        assert ways(workers, runs, kinds).keys() <= done
-    print(f"{made} moves, {len(done)} kinds")
+        assert found.keys() <= done
 
 
 @pytest.mark.anyio
@@ -197,17 +201,20 @@ async def test_on_random_ways_too(database: Database) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("rule", ALL_RULES)
-async def test_what_breaks_a_promise_cannot_be_done_with_the_store(database: Database, rule: str) -> None:
-    """The way that a model without the rule would go: the store, which has it, does not follow."""
-    rules = replace(RULES, **{rule: False})
-    _, first, path = _missed(rule)
-    walk = Walk(database, first, set())
+async def test_what_breaks_a_promise_cannot_be_done_with_the_store(database: Database) -> None:
+    """The ways that models without one of the rules would go: the store, which has them all, does not follow."""
+    for rule in ALL_RULES:
+        _, first, path = _missed(rule)
+        await _not_followed(Walk(database, first, set()), path, replace(RULES, **{rule: False}))
+
+
+async def _not_followed(walk: Walk, path: list[Move], rules: Rules) -> None:
     try:
         last = await walk.follow(path, rules)
     except (AssertionError, pytest.fail.Exception):
-        return  # another state, another answer
+        await walk.real.leave()  # another state, another answer
+        return
     if not last.void:  # it was refused, as `Real` expects of a void token
-        others = [step for step in steps(walk.state) if step not in list(steps(walk.state, rules))]
-        assert others, "the store goes on where the model without the rule does not"
-        await walk.go(others[0])
+        known = list(steps(walk.state, rules))
+        await walk.go(next(step for step in steps(walk.state) if step not in known))  # where such a model is stuck
+    await walk.real.leave()

@@ -343,6 +343,10 @@ class Runs:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
         return (await self._queue.next_due()) / 1000 - clock.now()
 
+    async def clock_ahead(self) -> float:
+        """By how many seconds this host's clock is ahead of the database's; 0 where they are one."""
+        return await self._queue.clock_ahead()
+
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
         until = millis(clock.now() + lease_seconds)
