@@ -32,6 +32,7 @@ from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.saved import Saved, check_declared
 from loomgate.gateway.shared import Shared
+from loomgate.gateway.shared_cache import SharedAnswerCache
 from loomgate.gateway.spending import Spending
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
@@ -92,7 +93,13 @@ async def running(
             days=settings.log_retention_days,
         )
         spending = Spending(limits, parents, store.ledger.spent_lately)
-        cache = AnswerCache(
+        make_cache = (
+            AnswerCache
+            if redis is None
+            # Answers are larger than counters, and may take their time.
+            else functools.partial(SharedAnswerCache, Shared(redis, settings.redis_prefix, seconds=0.25), store.sealer)
+        )
+        cache = make_cache(
             settings.cache_bytes,
             _embedder(settings, application),
             max_age=settings.cache_max_age_seconds,
