@@ -48,6 +48,7 @@ class Store:
     ) -> None:
         self._database = database
         self.exclusive = exclusive  # no other server uses this database
+        self.sealer = sealer
         self.outbox = Outbox(database, endpoints)
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)
