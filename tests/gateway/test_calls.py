@@ -14,9 +14,10 @@ from loomgate.gateway.cache import AnswerCache
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.config import Budget
 from loomgate.gateway.limits import Limits
+from loomgate.wire.configs import decode_config
 from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.limits import KeyLimits
-from loomgate.wire.policy import Naming, decode_config
+from loomgate.wire.policy import Naming
 from tests.providers.conformance import wire_bedrock, wire_cohere
 from tests.support import peer
 from tests.support.upstream import Fault, ModelEndpoint

@@ -19,14 +19,14 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.behaviour("GR-22")
 def test_every_check_of_the_reference_is_there_on_its_sides() -> None:
     both = (
-        "regexMatch sentenceCount wordCount characterCount webhook log alluppercase alllowercase endsWith regexReplace"
+        "regexMatch sentenceCount wordCount characterCount webhook log alluppercase alllowercase endsWith regexReplace "
+        "jsonSchema jsonKeys contains validUrls containsCode"
     )
-    output = "jsonSchema jsonKeys contains validUrls containsCode notNull"
     given_in = "allowedRequestTypes modelwhitelist modelRules jwt requiredMetadataKeys addPrefix"
     sides = {name: row.sides for name, row in CHECKS.items()}
     assert sides == {
         **dict.fromkeys(both.split(), ("input", "output")),
-        **dict.fromkeys(output.split(), ("output",)),
+        "notNull": ("output",),
         **dict.fromkeys(given_in.split(), ("input",)),
     }
 
@@ -40,7 +40,7 @@ def test_wrong_parameters_are_refused_by_name() -> None:
     assert "Expected `object`" in refused("default.contains", ["x"])
     assert "minWords is larger than maxWords" in refused("default.wordCount", {"minWords": 3, "maxWords": 2}, "input")
     assert "there is no check 'default.contain'" in refused("default.contain", {})
-    assert "for output only" in refused("default.contains", {"words": ["x"]}, "input")
+    assert "for output only" in refused("default.notNull", {}, "input")
     assert "for input only" in refused("default.addPrefix", {"prefix": "x"})
     assert "unmatched )" in refused("default.regexMatch", {"rule": "a)"})
     assert "not closed" in refused("default.regexReplace", {"rule": "(a"})
@@ -110,6 +110,22 @@ def test_checks_of_other_services_are_refused_by_name(name: str) -> None:
 )
 async def test_verdicts_on_texts(check: str, parameters: dict[str, Any], text: Any, expected: bool) -> None:
     assert await verdict(check, parameters, text) is expected
+    if text is not None and "input" in CHECKS[check].sides:
+        assert (await find(check, parameters, asked(text))).verdict is expected
+
+
+@pytest.mark.behaviour("GR-22")
+@pytest.mark.parametrize(
+    ("check", "parameters"),
+    [
+        ("jsonSchema", {"schema": {"type": "object", "required": ["a"]}}),
+        ("jsonKeys", {"keys": ["a"]}),
+        ("containsCode", {"format": "JSON"}),
+    ],
+)
+async def test_what_is_found_in_answers_is_found_in_requests(check: str, parameters: dict[str, Any]) -> None:
+    assert (await find(check, parameters, asked('```json\n{"a": 1}\n```'))).verdict
+    assert not (await find(check, parameters, asked("nothing of it"))).verdict
 
 
 async def test_a_match_is_told_with_its_groups() -> None:

@@ -179,7 +179,7 @@ async def test_the_long_form(guards: Guards) -> None:
         ([{**SHORT, "deny": "yes"}], [], "input", "input_guardrails[0]", "Expected `bool`"),
         ([{**SHORT, "denny": {}}], [], "input", "input_guardrails[0].denny", "no check 'denny'"),
         ([SHORT, {"wordCount": {"max": 1}}], [], "input", "input_guardrails[1].wordCount", "unknown field `max`"),
-        ([{"contains": {"words": ["x"]}}], [], "input", "input_guardrails[0].contains", "for output only"),
+        ([{"notNull": {}}], [], "input", "input_guardrails[0].notNull", "for output only"),
         ([{"jwt": {"jwksUri": "http://a.b"}}], [], "output", "output_guardrails[0].jwt", "for input only"),
         ([{"portkey.pii": {}}], [], "output", "output_guardrails[0].portkey.pii", "Portkey's own service"),
         ([{"aporia.validateProject": {}}], [], "input", "input_guardrails[0].aporia.validateProject", "'aporia'"),

@@ -15,8 +15,9 @@ from loomgate.gateway.breaker import Breakers
 from loomgate.gateway.call import Answer, Effective, Node, Request
 from loomgate.gateway.route import Router, is_repeatable, is_stateful
 from loomgate.gateway.tree import compile_config
+from loomgate.wire.configs import decode_config
 from loomgate.wire.endpoints import ENDPOINTS
-from loomgate.wire.policy import Naming, decode_config
+from loomgate.wire.policy import Naming
 
 pytestmark = pytest.mark.anyio
 

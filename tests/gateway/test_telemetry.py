@@ -59,12 +59,14 @@ def test_calls_are_counted() -> None:
             made(status=502, seconds=0.002, attempts=(Attempt("openai", 500, 0.1), Attempt("openai", 0, 0.1))),
             made(stream=True, first_byte=0.3, endpoint="messages", provider="anthropic", model="claude"),
             made(status=401, provider="", model=""),
+            made(stream=True, error="It broke.", endpoint="respond", cost=0.0),
         ]
     )
     found = scraped(metrics)
-    assert found["loomgate_requests_total", "openai", "chat", "2xx"] == 3
-    assert found["loomgate_requests_total", "openai", "chat", "5xx"] == 1
-    assert found["loomgate_requests_total", "none", "chat", "4xx"] == 1
+    assert found["loomgate_requests_total", "openai", "chat", "2xx", "success"] == 3
+    assert found["loomgate_requests_total", "openai", "chat", "5xx", "failure"] == 1
+    assert found["loomgate_requests_total", "none", "chat", "4xx", "failure"] == 1
+    assert found["loomgate_requests_total", "openai", "respond", "2xx", "failure"] == 1
     assert found["loomgate_tokens_total", "openai", "gpt-4o", "input"] == 101
     assert found["loomgate_tokens_total", "openai", "gpt-4o", "output"] == 20
     assert found["loomgate_cached_tokens_total", "openai", "gpt-4o"] == 40

@@ -11,7 +11,8 @@ from loomgate.gateway import tree
 from loomgate.gateway.call import Effective, Node
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.tree import Guardrails, compile_config, compile_naming, needs_headers, split_model
-from loomgate.wire.policy import Config, Naming, Retry, decode_config
+from loomgate.wire.configs import decode_config
+from loomgate.wire.policy import Config, Naming, Retry
 
 KEYED = {"provider": "openai", "api_key": "k"}
 

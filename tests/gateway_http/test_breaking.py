@@ -70,7 +70,8 @@ def test_a_passed_stream_that_breaks_just_ends(
     assert not body.endswith(b"0\r\n\r\n"), "a broken answer that looks whole"
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     (record,) = caller.log()
-    assert record["response"]["status"] == 200
+    assert (record["response"]["status"], record["metrics"]["is_success"]) == (200, False)
+    assert "broke" in record["loomgate"]["error"] or "closed" in record["loomgate"]["error"], record
 
 
 @pytest.mark.behaviour("STM-07")
@@ -85,6 +86,9 @@ def test_a_translated_stream_that_breaks_says_so(
     assert (status, b"Once" in body, b'"error"' in body) == (200, True, True), body
     assert body.endswith(b"0\r\n\r\n")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    (record,) = caller.log()
+    assert (record["response"]["status"], record["metrics"]["is_success"]) == (200, False)
+    assert record["loomgate"]["error"], record
 
 
 # --- no answer at all ------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loomgate.http.gateway import _send_stream  # pyright: ignore[reportPrivateUsage]
 from tests.gateway_http.caller import ANTHROPIC_START, EVENTS, OWN, Caller, anthropic_event, chat, openai_event, part
 from tests.support.eventually import eventually
 from tests.support.peer import Peer
@@ -191,7 +192,49 @@ def test_a_stop_within_a_stream(
     assert not [record for record in caplog.records if record.exc_info], caplog.text
     with serving(tmp_path / "data", key=True) as server:
         (record,) = Caller(server.url, server.new_key("default")).log()
-        assert record["response"]["status"] in (499, 200), record
+        assert record["response"]["status"] == 503, record
+        assert "server was stopping" in record["loomgate"]["error"]
+
+
+@pytest.mark.parametrize("way", BEFORE)
+def test_a_stop_before_an_answer(tmp_path: Path, endpoint: Start, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
+    provider, path, pieces, more, fields = BEFORE[way]
+    with serving(tmp_path / "data", key=True, drain_seconds=0.2) as server:
+        caller = Caller(server.url, server.key or "")
+        play = Playing(*pieces)
+        upstream = endpoint(play)
+        with caller.ask(path, chat(**fields), caller.headers(upstream.url, provider, **more)) as asking:
+            assert play.asked.wait(5)
+            server.stop()
+            assert b" 503 " in asking.rest().partition(b"\r\n")[0]
+    with serving(tmp_path / "data", key=True) as server:
+        (record,) = Caller(server.url, server.new_key("default")).log()
+        assert record["response"]["status"] == 503, record
+        assert "server was stopping" in record["loomgate"]["error"]
+
+
+@pytest.mark.anyio
+async def test_a_stop_while_the_client_reads_nothing_is_told_to_the_stream() -> None:
+    told: list[BaseException] = []
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"Once"
+        except BaseException as error:
+            told.append(error)
+            raise
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    sending = asyncio.create_task(_send_stream(send, 200, [], pieces()))
+    await asyncio.sleep(0.01)
+    sending.cancel("stop")
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert [(type(error), error.args) for error in told] == [(asyncio.CancelledError, ("stop",))]
 
 
 def test_a_stream_that_ends_in_time_is_whole(tmp_path: Path, endpoint: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,24 @@ def test_the_list_is_newest_first_without_bodies_and_leads_on(server: Server) ->
     assert [log["_id"] for log in failed["data"]] == ids[4::-2]
 
 
+def test_the_list_by_success_counts_a_stream_that_broke_as_failed(server: Server) -> None:
+    client = workspace(server, "logs-success")
+    broken, refused = {"status": 200, "error": "The stream broke."}, {"status": 502}
+    ids = fill(server, "logs-success", {}, broken, {}, refused, {}, broken, *[{}] * 130)
+    found = ask(client, "GET", "/logs?is_success=false&limit=2")
+    assert [log["_id"] for log in found["data"]] == [ids[5], ids[3]]
+    assert [log["metrics"]["is_success"] for log in found["data"]] == [False, False]
+    assert (found["data"][0]["response"]["status"], found["data"][0]["loomgate"]["error"]) == (200, "The stream broke.")
+    rest = ask(client, "GET", f"/logs?is_success=false&limit=2&after={found['next']}")
+    assert [log["_id"] for log in rest["data"]] == [ids[1]]
+    assert rest["next"] is None
+    well = ask(client, "GET", f"/logs?is_success=true&limit=100&after={ids[7]}")
+    assert [log["_id"] for log in well["data"]] == [ids[6], ids[4], ids[2], ids[0]]
+    assert len(ask(client, "GET", "/logs?is_success=true&limit=100")["data"]) == 100
+    both = ask(client, "GET", "/logs?is_success=false&status=502")
+    assert [log["_id"] for log in both["data"]] == [ids[3]]
+
+
 @pytest.mark.parametrize(
     ("query", "count"),
     [
@@ -168,6 +186,7 @@ def test_the_list_is_filtered(server: Server, query: str, count: int) -> None:
         ("limit=101", "limit"),
         ("status=ok", "status"),
         ("status=1000", "status"),
+        ("is_success=1", "is_success"),
         ("since=yesterday", "since"),
         ("until=99999999999999", "until"),
         ("since=-1", "since"),

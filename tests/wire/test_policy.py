@@ -14,22 +14,8 @@ from loomgate.errors import ApiError
 from loomgate.gateway import conditions
 from loomgate.gateway.tree import compile_config
 from loomgate.settings.provider_data import PROVIDER_DATA
-from loomgate.wire.policy import (
-    COMPARISONS,
-    DEEPEST,
-    LOGICAL,
-    MOST_NODES,
-    Breaker,
-    Condition,
-    Config,
-    Mode,
-    Naming,
-    Retry,
-    Sticky,
-    Strategy,
-    check_options,
-    decode_config,
-)
+from loomgate.wire.configs import COMPARISONS, DEEPEST, LOGICAL, MOST_NODES, check_options, decode_config
+from loomgate.wire.policy import Breaker, Condition, Config, Mode, Naming, Retry, Sticky, Strategy
 from loomgate.wire.provider_data import OPTION_HEADERS, OPTIONS
 
 ROOT = Path(__file__).parents[2]

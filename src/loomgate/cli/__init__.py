@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from loomgate import __version__
 from loomgate.cli import stored
-from loomgate.cli.talk import SETTING_OPTIONS, Command, Parser, day, fail, in_loop, load, say, table
+from loomgate.cli.talk import SETTING_OPTIONS, Command, Parser, day, fail, in_store, load, on_store, say, table
 from loomgate.errors import LoomgateError, SettingError
 
 if TYPE_CHECKING:
     from loomgate.settings import Settings
+    from loomgate.store import Store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,15 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    # Nothing that is imported becomes garbage: looking for some costs a fifth of the start. `app.serve` turns it on.
+    return _node(options, worker=False)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    return _node(options, worker=True)
+
+
+def _node(options: argparse.Namespace, *, worker: bool) -> int:
+    # Nothing that is imported becomes garbage: looking for some costs a fifth of the start. `app` turns it on.
     gc.disable()
     settings = load(options)
     from loomgate import app
 
     try:
-        return app.serve(settings)
+        return app.work(settings) if worker else app.serve(settings)
     except OSError as error:
-        where = f"port {settings.port} of {settings.host}"
+        where = f"port {settings.worker_port if worker else settings.port} of {settings.host}"
         match error.errno:
             case errno.EADDRINUSE:
                 return fail(f"{where} is taken: stop what listens there, or choose another with --port", 1)
@@ -82,7 +91,7 @@ def _migrate(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from loomgate import doctor
 
-    given = {name: getattr(options, name) for name in SETTING_OPTIONS}
+    given = {name: getattr(options, name, None) for name in SETTING_OPTIONS}
     return doctor.run(given, options.config, offline=options.offline)
 
 
@@ -90,49 +99,35 @@ def _keys_create(options: argparse.Namespace) -> int:
     from loomgate.settings import check_name
 
     check_name("--workspace", options.workspace)
-
-    async def create(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            key = await store.keys.create(workspace=options.workspace, name=options.name, role=options.role)
-        say(f"{key.id} for workspace {key.workspace}, role {key.role}. This is the only time the key is shown:")
-        print(key.secret)
-        return 0
-
-    return in_loop(create, load(options))
+    return in_store(_create_key, options, load(options))
 
 
-def _keys_list(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            rows = await store.keys.list()
-        table(
-            ("id", "workspace", "name", "role", "key", "created", "revoked"),
-            [
-                (row.id, row.workspace, row.name, row.role, row.hint, day(row.created_at), day(row.revoked_at))
-                for row in rows
-            ],
-            "no API keys: the server answers on the loopback address only; `loomgate keys create` makes one",
-        )
-        return 0
-
-    return in_loop(show, load(options))
+async def _create_key(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    key = await store.keys.create(workspace=options.workspace, name=options.name, role=options.role)
+    say(f"{key.id} for workspace {key.workspace}, role {key.role}. This is the only time the key is shown:")
+    print(key.secret)
+    return 0
 
 
-def _keys_revoke(options: argparse.Namespace) -> int:
-    async def revoke(settings: "Settings") -> int:
-        from loomgate.store import open_store
+@on_store
+async def _keys_list(store: "Store", _options: argparse.Namespace, _: "Settings") -> int:
+    table(
+        ("id", "workspace", "name", "role", "key", "created", "revoked"),
+        [
+            (row.id, row.workspace, row.name, row.role, row.hint, day(row.created_at), day(row.revoked_at))
+            for row in await store.keys.list()
+        ],
+        "no API keys: the server answers on the loopback address only; `loomgate keys create` makes one",
+    )
+    return 0
 
-        async with open_store(settings) as store:
-            if not await store.keys.revoke(options.id):
-                return fail(f"no API key {options.id} that could be revoked; `loomgate keys list` shows them", 1)
-        say(f"revoked {options.id}")
-        return 0
 
-    return in_loop(revoke, load(options))
+@on_store
+async def _keys_revoke(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    if not await store.keys.revoke(options.id):
+        return fail(f"no API key {options.id} that could be revoked; `loomgate keys list` shows them", 1)
+    say(f"revoked {options.id}")
+    return 0
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -145,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     place = Parser(add_help=False)
     place.add_argument("--config", type=Path, metavar="FILE", help="settings file (default: ./loomgate.toml)")
     place.add_argument("--data", metavar="FOLDER", help="folder for the database and the seal key")
-    place.add_argument("--database-url", metavar="URL", help="sqlite:/// and a path")
+    place.add_argument("--database-url", metavar="URL", help="postgresql://…, or sqlite:/// and a path")
     address = Parser(add_help=False)
     address.add_argument("--host", metavar="ADDRESS", help="address to listen on")
     address.add_argument("--port", metavar="N", help="port to listen on; 0: any free one")
@@ -158,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     word(words.add_parser, "serve", "Run the server until it is told to stop.", _serve, address)
+    worker = word(words.add_parser, "worker", "Drive runs for the servers of a cluster.", _worker)
+    worker.add_argument("--host", metavar="ADDRESS", help="address to answer probes on")
+    worker.add_argument("--port", metavar="N", dest="worker_port", help="port to answer probes on; 0: none (default)")
     word(words.add_parser, "migrate", "Bring the database to this version's form.", _migrate)
     doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
     doctor.add_argument("--offline", action="store_true", help="do not call the providers")

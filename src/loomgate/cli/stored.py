@@ -7,18 +7,88 @@ is not theirs to change, and is shown by the admin routes and `loomgate doctor`.
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from loomgate.cli.talk import Command, Parser, ask_secret, day, fail, in_loop, load, say, table
+from loomgate.cli.talk import Command, Parser, ask_secret, day, fail, in_store, load, on_store, say, table
 from loomgate.errors import SettingError
 
 if TYPE_CHECKING:
     from loomgate.settings import Settings
     from loomgate.store import Store
-    from loomgate.store.configs import Documents
+    from loomgate.store.accounts import Accounts
+    from loomgate.store.configs import Document, Documents, Version
 
 _Add = Callable[..., Parser]
+
+
+class _Kind(NamedTuple):
+    """What is stored under slugs: what one is called, which verbs of the store are for it, what its list shows, and
+    what is said when the list is empty or one was made."""
+
+    name: str
+    verbs: str
+    columns: tuple[str, ...]
+    empty: str = ""
+    made: str = ""
+
+
+_DOCUMENT = ("slug", "workspace", "name", "status", "changed", "version")
+_VIRTUAL_KEY = _Kind(
+    "virtual key",
+    "virtual_keys",
+    ("slug", "workspace", "provider", "integration", "base url"),
+    " (those of the settings file are shown by `loomgate doctor`)",
+    "clients of workspace {workspace} name it as x-portkey-virtual-key: {slug}",
+)
+_INTEGRATION = _Kind(
+    "integration",
+    "integrations",
+    ("slug", "workspace", "provider", "base url"),
+    made="`loomgate virtual-keys create SLUG --integration {slug}` makes virtual keys from it",
+)
+_CONFIG = _Kind("config", "configs", _DOCUMENT)
+_GUARDRAIL = _Kind("guardrail", "guardrails", _DOCUMENT)
+
+
+def _verbs(store: "Store", options: argparse.Namespace) -> Any:
+    return getattr(store, options.kind.verbs)
+
+
+def _cell(row: Any, column: str) -> str:
+    match column:
+        case "status":
+            return "default" if row.is_default else row.status
+        case "changed":
+            return day(row.updated_at)
+        case "version":
+            return row.version_id
+        case _:
+            return getattr(row, column.replace(" ", "_")) or ""
+
+
+@on_store
+async def _list(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    kind: _Kind = options.kind
+    rows: list[Any] = await _verbs(store, options).list(options.workspace)
+    cells = [[_cell(row, column) for column in kind.columns] for row in rows]
+    table(kind.columns, cells, f"no {kind.name}s in the store{kind.empty}")
+    return 0
+
+
+@on_store
+async def _delete(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    if options.kind is _INTEGRATION and (users := await store.integrations.users(options.workspace, options.slug)):
+        return fail(f"{options.slug} is used by the virtual keys {', '.join(users)}: delete them first", 1)
+    if not await _verbs(store, options).delete(options.workspace, options.slug):
+        return _none(options)
+    say(f"deleted {options.slug}")
+    return 0
+
+
+def _none(options: argparse.Namespace) -> int:
+    return fail(f"no {options.kind.name} {options.slug} in workspace {options.workspace}", 1)
 
 
 # --- virtual keys and integrations -----------------------------------------------------------------------------------
@@ -86,65 +156,17 @@ def _virtual_keys_create(options: argparse.Namespace) -> int:
         raise SettingError("--integration", "no key, address or provider data beside it, since it has its own")
     secret = "" if options.integration is not None else _secret_of(options)
 
-    async def create(settings: "Settings") -> int:
-        from loomgate.store import open_store
-        from loomgate.store.accounts import About, Account
+    async def create(store: "Store", options: argparse.Namespace, settings: "Settings") -> int:
+        provider: str = options.provider or options.integration
+        integration: str | None = options.integration
+        if integration is not None and integration not in settings.providers:
+            found = await store.integrations.find(options.workspace, integration)
+            if found is None:
+                return fail(f"no integration {integration} in workspace {options.workspace}", 1)
+            provider, integration = found.provider, found.slug
+        return await _added(options, store.virtual_keys, provider, secret, data, integration)
 
-        async with open_store(settings) as store:
-            provider: str = options.provider or options.integration
-            integration: str | None = options.integration
-            if integration is not None and integration not in settings.providers:
-                found = await store.integrations.find(options.workspace, integration)
-                if found is None:
-                    return fail(f"no integration {integration} in workspace {options.workspace}", 1)
-                provider, integration = found.provider, found.slug
-            made = await store.virtual_keys.add(
-                Account(
-                    workspace=options.workspace,
-                    slug=options.slug,
-                    provider=provider,
-                    secret=secret,
-                    base_url=options.base_url,
-                    integration=integration,
-                    data=data,
-                    about=About(trusted=True),
-                )
-            )
-        if made is None:
-            return fail(f"workspace {options.workspace} has a virtual key {options.slug} already; delete it first", 1)
-        say(f"clients of workspace {options.workspace} name it as x-portkey-virtual-key: {options.slug}")
-        return 0
-
-    return in_loop(create, settings)
-
-
-def _virtual_keys_list(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            rows = await store.virtual_keys.list(options.workspace)
-        table(
-            ("slug", "workspace", "provider", "integration", "base url"),
-            [(row.slug, row.workspace, row.provider, row.integration or "", row.base_url or "") for row in rows],
-            "no virtual keys in the store (those of the settings file are shown by `loomgate doctor`)",
-        )
-        return 0
-
-    return in_loop(show, load(options))
-
-
-def _virtual_keys_delete(options: argparse.Namespace) -> int:
-    async def delete(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            if not await store.virtual_keys.delete(workspace=options.workspace, slug=options.slug):
-                return fail(f"no virtual key {options.slug} in workspace {options.workspace}", 1)
-        say(f"deleted {options.slug}")
-        return 0
-
-    return in_loop(delete, load(options))
+    return in_store(create, options, settings)
 
 
 def _integrations_create(options: argparse.Namespace) -> int:
@@ -154,67 +176,42 @@ def _integrations_create(options: argparse.Namespace) -> int:
         raise SettingError("SLUG", "another one: the settings file has a provider of this name", options.slug)
     secret = _secret_of(options)
 
-    async def create(settings: "Settings") -> int:
-        from loomgate.store import open_store
-        from loomgate.store.accounts import About, Account
+    async def create(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+        return await _added(options, store.integrations, options.provider, secret, data)
 
-        async with open_store(settings) as store:
-            made = await store.integrations.add(
-                Account(
-                    workspace=options.workspace,
-                    slug=options.slug,
-                    provider=options.provider,
-                    secret=secret,
-                    base_url=options.base_url,
-                    data=data,
-                    about=About(trusted=True),
-                )
-            )
-        if made is None:
-            return fail(f"workspace {options.workspace} has an integration {options.slug} already", 1)
-        say(f"`loomgate virtual-keys create SLUG --integration {options.slug}` makes virtual keys from it")
-        return 0
-
-    return in_loop(create, settings)
+    return in_store(create, options, settings)
 
 
-def _integrations_list(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
+async def _added(
+    options: argparse.Namespace,
+    accounts: "Accounts",
+    provider: str,
+    secret: str,
+    data: dict[str, Any],
+    integration: str | None = None,
+) -> int:
+    from loomgate.store.accounts import About, Account
 
-        async with open_store(settings) as store:
-            rows = await store.integrations.list(options.workspace)
-        table(
-            ("slug", "workspace", "provider", "base url"),
-            [(row.slug, row.workspace, row.provider, row.base_url or "") for row in rows],
-            "no integrations in the store",
+    made = await accounts.add(
+        Account(
+            workspace=options.workspace,
+            slug=options.slug,
+            provider=provider,
+            secret=secret,
+            base_url=options.base_url,
+            integration=integration,
+            data=data,
+            about=About(trusted=True),
         )
-        return 0
-
-    return in_loop(show, load(options))
-
-
-def _integrations_delete(options: argparse.Namespace) -> int:
-    async def delete(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            users = await store.integrations.users(options.workspace, options.slug)
-            if users:
-                return fail(f"{options.slug} is used by the virtual keys {', '.join(users)}: delete them first", 1)
-            if not await store.integrations.delete(workspace=options.workspace, slug=options.slug):
-                return fail(f"no integration {options.slug} in workspace {options.workspace}", 1)
-        say(f"deleted {options.slug}")
-        return 0
-
-    return in_loop(delete, load(options))
+    )
+    if made is None:
+        one = "an integration" if options.kind is _INTEGRATION else "a virtual key"
+        return fail(f"workspace {options.workspace} has {one} {options.slug} already; delete it first", 1)
+    say(options.kind.made.format(workspace=options.workspace, slug=options.slug))
+    return 0
 
 
 # --- configs and guardrails ------------------------------------------------------------------------------------------
-
-
-def _documents(store: "Store", kind: str) -> "Documents":
-    return store.configs if kind == "config" else store.guardrails
 
 
 async def _checked_body(store: "Store", settings: "Settings", options: argparse.Namespace) -> dict[str, Any]:
@@ -224,7 +221,7 @@ async def _checked_body(store: "Store", settings: "Settings", options: argparse.
     from loomgate.gateway.saved import Guardrail, Saved, check_guardrail, guardrail_body
 
     body = _json(options.file)
-    if options.kind == "config":
+    if options.kind is _CONFIG:
         await Saved(store, settings).check_config(options.workspace, body)
         return body
     try:
@@ -241,154 +238,100 @@ def _documents_put(options: argparse.Namespace) -> int:
 
     check_name("SLUG", options.slug)
     check_name("--workspace", options.workspace)
+    return in_store(_put, options, load(options))
 
-    async def put(settings: "Settings") -> int:
-        import msgspec
 
-        from loomgate.store import open_store
-        from loomgate.store.configs import Document
+async def _put(store: "Store", options: argparse.Namespace, settings: "Settings") -> int:
+    import msgspec
 
-        default = options.kind == "config" and options.default
-        async with open_store(settings) as store:
-            body = await _checked_body(store, settings, options)
-            documents = _documents(store, options.kind)
-            made = await documents.change(
-                options.workspace,
-                options.slug,
-                lambda before: msgspec.structs.replace(
-                    before,
-                    body=body,
-                    name=options.name or before.name,
-                    status="active",
-                    is_default=default or before.is_default,
-                ),
+    from loomgate.store.configs import Document
+
+    default = options.kind is _CONFIG and options.default
+    body = await _checked_body(store, settings, options)
+    documents: Documents = _verbs(store, options)
+    made = await documents.change(
+        options.workspace,
+        options.slug,
+        lambda before: msgspec.structs.replace(
+            before,
+            body=body,
+            name=options.name or before.name,
+            status="active",
+            is_default=default or before.is_default,
+        ),
+    )
+    if made is None:
+        made = await documents.add(
+            Document(
+                workspace=options.workspace,
+                slug=options.slug,
+                name=options.name or options.slug,
+                body=body,
+                is_default=default,
             )
-            if made is None:
-                made = await documents.add(
-                    Document(
-                        workspace=options.workspace,
-                        slug=options.slug,
-                        name=options.name or options.slug,
-                        body=body,
-                        is_default=default,
-                    )
-                )
-        if made is None:
-            return fail(f"somebody else made {options.slug} at this moment; look at it and try again", 1)
-        say(f"{options.kind} {made.slug} of workspace {made.workspace}, version {made.version_id}")
-        return 0
-
-    return in_loop(put, load(options))
-
-
-def _documents_list(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            rows = await _documents(store, options.kind).list(options.workspace)
-        table(
-            ("slug", "workspace", "name", "status", "changed", "version"),
-            [
-                (
-                    row.slug,
-                    row.workspace,
-                    row.name,
-                    "default" if row.is_default else row.status,
-                    day(row.updated_at),
-                    row.version_id,
-                )
-                for row in rows
-            ],
-            f"no {options.kind}s in the store",
         )
-        return 0
-
-    return in_loop(show, load(options))
-
-
-def _documents_show(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        import msgspec
-
-        from loomgate.settings.provider_data import hidden
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            documents = _documents(store, options.kind)
-            found = await documents.find(options.workspace, options.slug)
-            if found is None:
-                return fail(f"no {options.kind} {options.slug} in workspace {options.workspace}", 1)
-            bodies = {version.id: version.body for version in await documents.versions(found)}
-        wanted = options.version or found.version_id
-        if wanted not in bodies:
-            return fail(f"{options.slug} has no version {wanted}; `loomgate {options.kind}s versions` lists them", 1)
-        print(msgspec.json.format(msgspec.json.encode(hidden(bodies[wanted])), indent=2).decode())
-        return 0
-
-    return in_loop(show, load(options))
+    if made is None:
+        return fail(f"somebody else made {options.slug} at this moment; look at it and try again", 1)
+    say(f"{options.kind.name} {made.slug} of workspace {made.workspace}, version {made.version_id}")
+    return 0
 
 
-def _documents_versions(options: argparse.Namespace) -> int:
-    async def show(settings: "Settings") -> int:
-        from loomgate.store import open_store
-
-        async with open_store(settings) as store:
-            documents = _documents(store, options.kind)
-            found = await documents.find(options.workspace, options.slug)
-            if found is None:
-                return fail(f"no {options.kind} {options.slug} in workspace {options.workspace}", 1)
-            versions = await documents.versions(found)
-        table(
-            ("version", "name", "made", "by"),
-            [(row.id, row.name, day(row.created_at), row.created_by or "the operator") for row in versions],
-            "no versions",
-        )
-        return 0
-
-    return in_loop(show, load(options))
+async def _found(store: "Store", options: argparse.Namespace) -> "tuple[Document, list[Version]] | None":
+    """The document that the command names, and its versions."""
+    documents: Documents = _verbs(store, options)
+    found = await documents.find(options.workspace, options.slug)
+    return None if found is None else (found, await documents.versions(found))
 
 
-def _documents_restore(options: argparse.Namespace) -> int:
-    async def restore(settings: "Settings") -> int:
-        import msgspec
+@on_store
+async def _documents_show(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    import msgspec
 
-        from loomgate.gateway.saved import Saved
-        from loomgate.store import open_store
+    from loomgate.settings.provider_data import hidden
 
-        async with open_store(settings) as store:
-            documents = _documents(store, options.kind)
-            found = await documents.find(options.workspace, options.slug)
-            if found is None:
-                return fail(f"no {options.kind} {options.slug} in workspace {options.workspace}", 1)
-            bodies = {version.id: version.body for version in await documents.versions(found)}
-            body = bodies.get(options.version)
-            if body is None:
-                return fail(f"{options.slug} has no version {options.version}", 1)
-            if options.kind == "config":
-                await Saved(store, settings).check_config(options.workspace, body)
-            made = await documents.change(
-                options.workspace, found.id, lambda before: msgspec.structs.replace(before, body=body)
-            )
-        if made is None:
-            return fail(f"somebody else deleted {options.slug} at this moment", 1)
-        say(f"{options.slug} is again as in {options.version}, now version {made.version_id}")
-        return 0
-
-    return in_loop(restore, load(options))
+    if (found := await _found(store, options)) is None:
+        return _none(options)
+    bodies = {version.id: version.body for version in found[1]}
+    wanted = options.version or found[0].version_id
+    if wanted not in bodies:
+        return fail(f"{options.slug} has no version {wanted}; `loomgate {options.kind.name}s versions` lists them", 1)
+    print(msgspec.json.format(msgspec.json.encode(hidden(bodies[wanted])), indent=2).decode())
+    return 0
 
 
-def _documents_delete(options: argparse.Namespace) -> int:
-    async def delete(settings: "Settings") -> int:
-        from loomgate.store import open_store
+@on_store
+async def _documents_versions(store: "Store", options: argparse.Namespace, _: "Settings") -> int:
+    if (found := await _found(store, options)) is None:
+        return _none(options)
+    table(
+        ("version", "name", "made", "by"),
+        [(row.id, row.name, day(row.created_at), row.created_by or "the operator") for row in found[1]],
+        "no versions",
+    )
+    return 0
 
-        async with open_store(settings) as store:
-            if not await _documents(store, options.kind).delete(options.workspace, options.slug):
-                return fail(f"no {options.kind} {options.slug} in workspace {options.workspace}", 1)
-        say(f"deleted {options.slug}")
-        return 0
 
-    return in_loop(delete, load(options))
+@on_store
+async def _documents_restore(store: "Store", options: argparse.Namespace, settings: "Settings") -> int:
+    import msgspec
+
+    from loomgate.gateway.saved import Saved
+
+    if (found := await _found(store, options)) is None:
+        return _none(options)
+    body = next((version.body for version in found[1] if version.id == options.version), None)
+    if body is None:
+        return fail(f"{options.slug} has no version {options.version}", 1)
+    if options.kind is _CONFIG:
+        await Saved(store, settings).check_config(options.workspace, body)
+    documents: Documents = _verbs(store, options)
+    made = await documents.change(
+        options.workspace, found[0].id, lambda before: msgspec.structs.replace(before, body=body)
+    )
+    if made is None:
+        return fail(f"somebody else deleted {options.slug} at this moment", 1)
+    say(f"{options.slug} is again as in {options.version}, now version {made.version_id}")
+    return 0
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -397,9 +340,9 @@ def _documents_delete(options: argparse.Namespace) -> int:
 def add_words(add: _Add, place: Parser) -> None:
     """Adds these commands to the parser whose ``add_parser`` is given; ``place`` has the options that all have."""
 
-    def word(make: _Add, name: str, help: str, run: Command) -> Parser:
+    def word(make: _Add, kind: _Kind, name: str, help: str, run: Command) -> Parser:
         made = make(name, help=help, description=help, parents=[place])
-        made.set_defaults(command=run)
+        made.set_defaults(command=run, kind=kind)
         return made
 
     def of_workspace(parser: Parser) -> None:
@@ -422,47 +365,41 @@ def add_words(add: _Add, place: Parser) -> None:
         parser.add_argument("--workspace", default="default", metavar="W", help="who may use it (default: default)")
 
     keys = add("virtual-keys", help="stored provider keys: create, list, delete")
-    verbs = keys.add_subparsers(required=True, metavar="VERB")
-    create = word(verbs.add_parser, "create", "Store a provider's key, sealed; asks for it.", _virtual_keys_create)
+    verb = partial(word, keys.add_subparsers(required=True, metavar="VERB").add_parser, _VIRTUAL_KEY)
+    create = verb("create", "Store a provider's key, sealed; asks for it.", _virtual_keys_create)
     account(create, "what clients send as x-portkey-virtual-key")
     source = create.add_mutually_exclusive_group(required=True)
     source.add_argument("--provider", metavar="P", help="declared provider or vendor it is a key of")
     source.add_argument("--integration", metavar="I", help="integration or declared provider whose key it uses")
-    show = word(verbs.add_parser, "list", "Show the stored virtual keys, without their secrets.", _virtual_keys_list)
+    show = verb("list", "Show the stored virtual keys, without their secrets.", _list)
     show.add_argument("--workspace", metavar="W", help="only this workspace")
-    of_workspace(word(verbs.add_parser, "delete", "Delete a stored virtual key.", _virtual_keys_delete))
+    of_workspace(verb("delete", "Delete a stored virtual key.", _delete))
 
     integrations = add("integrations", help="accounts with vendors that virtual keys share: create, list, delete")
-    verbs = integrations.add_subparsers(required=True, metavar="VERB")
-    create = word(verbs.add_parser, "create", "Store an account with a vendor, sealed.", _integrations_create)
+    verb = partial(word, integrations.add_subparsers(required=True, metavar="VERB").add_parser, _INTEGRATION)
+    create = verb("create", "Store an account with a vendor, sealed.", _integrations_create)
     account(create, "its name in `virtual-keys create --integration`")
     create.add_argument("--provider", required=True, metavar="P", help="vendor it is an account with")
-    show = word(verbs.add_parser, "list", "Show the stored integrations, without their secrets.", _integrations_list)
+    show = verb("list", "Show the stored integrations, without their secrets.", _list)
     show.add_argument("--workspace", metavar="W", help="only this workspace")
-    of_workspace(word(verbs.add_parser, "delete", "Delete an integration that nothing uses.", _integrations_delete))
+    of_workspace(verb("delete", "Delete an integration that nothing uses.", _delete))
 
-    for kind in ("config", "guardrail"):
-        group = add(f"{kind}s", help=f"saved {kind}s: put, list, show, versions, restore, delete")
-        verbs = group.add_subparsers(required=True, metavar="VERB")
-
-        def verb(name: str, help: str, run: Command, *, kind: str = kind, verbs: Any = verbs) -> Parser:
-            made = word(verbs.add_parser, name, help, run)
-            made.set_defaults(kind=kind)
-            return made
-
-        put = verb("put", f"Save a {kind}, or a new version of it.", _documents_put)
+    for kind in (_CONFIG, _GUARDRAIL):
+        group = add(f"{kind.name}s", help=f"saved {kind.name}s: put, list, show, versions, restore, delete")
+        verb = partial(word, group.add_subparsers(required=True, metavar="VERB").add_parser, kind)
+        put = verb("put", f"Save a {kind.name}, or a new version of it.", _documents_put)
         of_workspace(put)
         put.add_argument("file", type=Path, metavar="FILE", help="the body in JSON; -: standard input")
         put.add_argument("--name", metavar="N", help="what it is for")
-        if kind == "config":
+        if kind is _CONFIG:
             put.add_argument("--default", action="store_true", help="for requests that name no way themselves")
-        show = verb("list", f"Show the saved {kind}s.", _documents_list)
+        show = verb("list", f"Show the saved {kind.name}s.", _list)
         show.add_argument("--workspace", metavar="W", help="only this workspace")
-        show = verb("show", f"Print a {kind}, with its secrets masked.", _documents_show)
+        show = verb("show", f"Print a {kind.name}, with its secrets masked.", _documents_show)
         of_workspace(show)
         show.add_argument("--version", metavar="V", help="as it was in this version")
-        of_workspace(verb("versions", f"Show the versions of a {kind}.", _documents_versions))
-        restore = verb("restore", f"Make a {kind} again what it was.", _documents_restore)
+        of_workspace(verb("versions", f"Show the versions of a {kind.name}.", _documents_versions))
+        restore = verb("restore", f"Make a {kind.name} again what it was.", _documents_restore)
         of_workspace(restore)
         restore.add_argument("version", metavar="VERSION", help="as `versions` shows it")
-        of_workspace(verb("delete", f"Delete a {kind} and its versions.", _documents_delete))
+        of_workspace(verb("delete", f"Delete a {kind.name} and its versions.", _delete))

@@ -11,11 +11,13 @@ from loomgate.errors import SettingError
 
 if TYPE_CHECKING:
     from loomgate.settings import Settings
+    from loomgate.store import Store
 
 Command = Callable[[argparse.Namespace], int]
+Work = Callable[["Store", argparse.Namespace, "Settings"], Coroutine[None, None, int]]
 
 # Options of `serve` and friends that are settings by another road.
-SETTING_OPTIONS = ("host", "port", "data", "database_url")
+SETTING_OPTIONS = ("host", "port", "worker_port", "data", "database_url")
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,9 +36,20 @@ def load(options: argparse.Namespace) -> "Settings":
     return load(given, file=options.config)
 
 
-def in_loop(work: "Callable[[Settings], Coroutine[None, None, int]]", settings: "Settings") -> int:
-    """The exit code of ``work``, awaited."""
-    return asyncio.run(work(settings))
+def in_store(work: Work, options: argparse.Namespace, settings: "Settings") -> int:
+    """The exit code of ``work``, awaited with the store open."""
+    from loomgate.store import open_store
+
+    async def opened() -> int:
+        async with open_store(settings) as store:
+            return await work(store, options, settings)
+
+    return asyncio.run(opened())
+
+
+def on_store(work: Work) -> Command:
+    """``work`` as a command."""
+    return lambda options: in_store(work, options, load(options))
 
 
 def fail(line: str, code: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from loomgate.errors import ApiError, ProviderError
 from loomgate.gateway import forms
@@ -19,6 +20,7 @@ from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
 
 if TYPE_CHECKING:
     from loomgate.gateway.realtime import Session
+    from loomgate.gateway.straight import Passing
 
 Fields = dict[str, Any]
 
@@ -33,6 +35,8 @@ class Request:
 
     __slots__ = (
         "_fields",
+        "_form_model",
+        "ahead",
         "body",
         "chat",
         "content_type",
@@ -74,6 +78,8 @@ class Request:
         self.chat = chat  # a run's model call: its answer is wanted as chunks
         self.run = run  # whose call it is: the run's id and its thread's
         self._fields = fields
+        self._form_model: str | UnsetType | None = UNSET  # looked for once, though every target asks
+        self.ahead: Passing | None = None  # what was done of it already, see `loomgate.gateway.straight`
 
     @property
     def fields(self) -> Fields:
@@ -119,12 +125,17 @@ class Request:
     @property
     def form_model(self) -> str | None:
         """The ``model`` of a form."""
-        return forms.model_in(self.body, self.headers.get("content-type", "")) if self.is_form else None
+        if not self.is_form:
+            return None
+        if self._form_model is UNSET:
+            self._form_model = forms.model_in(self.body, self.headers.get("content-type", ""))
+        return self._form_model
 
     def with_form_model(self, model: str) -> "Request":
         """The same form, but for its ``model``."""
         made = copy.copy(self)
         made.body = forms.with_model(self.body, self.headers.get("content-type", ""), model)
+        made._form_model = model
         return made
 
     @property

@@ -40,18 +40,20 @@ _BOTH: tuple[Side, ...] = ("input", "output")
 _IN: tuple[Side, ...] = ("input",)
 _OUT: tuple[Side, ...] = ("output",)
 
+# What looks at the text alone may look at either's, as in the reference: its manifest offers some of these for output
+# only, but its code runs them wherever a config has them.
 CHECKS: Mapping[str, Row] = {
     "regexMatch": Row(text.RegexMatch, _BOTH, text.prepare_regex_match),
     "sentenceCount": Row(text.SentenceCount, _BOTH, text.prepare_sentence_count),
     "wordCount": Row(text.WordCount, _BOTH, text.prepare_word_count),
     "characterCount": Row(text.CharacterCount, _BOTH, text.prepare_character_count),
-    "jsonSchema": Row(text.JsonSchema, _OUT, text.prepare_json_schema),
-    "jsonKeys": Row(text.JsonKeys, _OUT, text.prepare_json_keys),
-    "contains": Row(text.Contains, _OUT, text.prepare_contains),
-    "validUrls": Row(remote.ValidUrls, _OUT, remote.prepare_valid_urls, waits=True),
+    "jsonSchema": Row(text.JsonSchema, _BOTH, text.prepare_json_schema),
+    "jsonKeys": Row(text.JsonKeys, _BOTH, text.prepare_json_keys),
+    "contains": Row(text.Contains, _BOTH, text.prepare_contains),
+    "validUrls": Row(remote.ValidUrls, _BOTH, remote.prepare_valid_urls, waits=True),
     "webhook": Row(remote.Webhook, _BOTH, remote.prepare_webhook, changes=True, waits=True),
     "log": Row(remote.Log, _BOTH, remote.prepare_log, waits=True),
-    "containsCode": Row(text.ContainsCode, _OUT, text.prepare_contains_code),
+    "containsCode": Row(text.ContainsCode, _BOTH, text.prepare_contains_code),
     "alluppercase": Row(text.Case, _BOTH, text.prepare_case("uppercase")),
     "alllowercase": Row(text.Case, _BOTH, text.prepare_case("lowercase")),
     "endsWith": Row(text.EndsWith, _BOTH, text.prepare_ends_with),

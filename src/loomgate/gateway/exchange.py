@@ -5,7 +5,8 @@ endpoint's status, headers and failure become. What must not: whether it is trie
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -14,18 +15,20 @@ from loomgate.errors import ApiError, ProviderError, ProviderErrorKind
 from loomgate.gateway.call import Answer, Effective, Fields, Request
 from loomgate.gateway.finish import finished_as
 from loomgate.gateway.fronts import FRONTS
-from loomgate.gateway.fronts.errors import error_body, messages_error, messages_error_body
+from loomgate.gateway.fronts.errors import ANTHROPIC, error_body, messages_error_body, refusal_body
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.gather import led
+from loomgate.gateway.jobs import JOBS, worked
 from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
-from loomgate.providers.dialect import Decoder, HttpCall, Target
+from loomgate.providers.dialect import Auth, Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
-from loomgate.providers.operations import dialect_of, operation, proxied
-from loomgate.providers.transport import Reply, Timeouts, Transport
+from loomgate.providers.jobs.job import Verbs
+from loomgate.providers.operations import Passes, dialect_of, operation, proxied, verbs_of
+from loomgate.providers.transport import Line, Reply, Started, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
 
@@ -61,7 +64,6 @@ _ASTRAY = frozenset(
     "unknown_provider provider_required provider_address_required invalid_custom_host invalid_config "
     "model_not_allowed".split()
 )
-ANTHROPIC = frozenset({"messages", "count_tokens"})  # endpoints whose clients read Anthropic's errors
 _TYPE = {"timeout": "timeout_error", "auth": "authentication_error", "invalid": "invalid_request_error"}
 
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
@@ -140,6 +142,8 @@ class Exchange:
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
+        if name in JOBS and (verbs := verbs_of(target, name)) is not None:
+            return await self._worked(request, resolved, target, effective, fields, timeouts, verbs)
         doing = None if request.chat is not None else operation(target, name, resolved.model)
         if doing is not None:
             raw = request.body if fields is request.fields else None
@@ -180,6 +184,29 @@ class Exchange:
         answer.release = reply.close
         return answer
 
+    async def _worked(
+        self,
+        request: Request,
+        resolved: Resolved,
+        target: Target,
+        effective: Effective,
+        fields: Fields,
+        timeouts: Timeouts,
+        verbs: Verbs,
+    ) -> Answer:
+        """What a vendor's own files and jobs answer (TR-25)."""
+        more = _forwarded(request, effective, target)
+
+        async def send(call: HttpCall, auth: Auth | None) -> Reply:
+            call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+            return await self._transport.send(call if auth is None else auth(call), timeouts)
+
+        async def fetch(call: HttpCall) -> Reply:
+            return await self._transport.send(call, timeouts)
+
+        answer = await worked(request, target, resolved.provider, fields, verbs, (send, fetch))
+        return answer if isinstance(answer, Answer) else unsupported(request, resolved.provider, answer)
+
     async def _opened(
         self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
     ) -> Answer:
@@ -194,11 +221,38 @@ class Exchange:
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        return await self._transport.send(_proven(call, target, effective, request), timeouts)
+        started = None if request.ahead is None else request.ahead.taken()
+        return await self._transport.send(_proven(call, target, effective, request), timeouts, started)
+
+    def line(self, request: Request, resolved: Resolved, effective: Effective) -> tuple[Line, Passes] | None:
+        """What all chats like ``request`` share whose bodies this endpoint takes as they are, and what says whether it
+        does; ``None`` when the one or the other cannot be said. Raises what making a request raises."""
+        target = resolved.target
+        doing = operation(target, "chat", resolved.model)
+        asks = target.base_url + target.vendor.endpoints.get("chat", "")
+        if (
+            not isinstance(doing, Passes)
+            or "{user}" in asks
+            or target.auth is not None
+            or target.vendor.finish
+            or Credentials.needed(target)
+        ):
+            return None
+        call = doing.request(request, request.fields, request.body, target)
+        if call.body is not request.body:
+            return None
+        line = self._transport.line(_proven(call, target, effective, request))
+        return None if line is None else (line, doing)
+
+    def start(
+        self, line: Line, body: bytes, listener: Callable[[], None], admit: Callable[[], bool] | None
+    ) -> Started | None:
+        """`Transport.start`."""
+        return self._transport.start(line, body, listener, admit)
 
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
-        headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        headers = passing(reply.raw_headers)
         kind = next((value for name, value in headers if name == b"content-type"), b"")
         if kind.startswith(b"text/event-stream"):  # even if all of it is here: guardrails read it as a stream
             return _streamed(reply, headers)
@@ -248,7 +302,9 @@ class Exchange:
             about = msgspec.structs.replace(about, id=id, model=decoder.model or about.model)
         front = FRONTS[request.endpoint.name]
         if stream:
-            return Answer(200, stream=_encoded(told, front.encoder(about)), headers=[EVENTS])
+            answer = Answer(200, headers=[EVENTS])
+            answer.stream = _encoded(answer, told, front.encoder(about))
+            return answer
         whole = front.whole([chunk async for chunk in told], about)
         return Answer(200, _encode(whole), headers=[JSON])
 
@@ -256,36 +312,11 @@ class Exchange:
 # --- answers that no endpoint made -----------------------------------------------------------------------------------
 
 
-def error_answer(
-    request: Request,
-    status: int,
-    message: str,
-    type: str,
-    *,
-    provider: str = "",
-    param: str | None = None,
-    code: str | None = None,
-    details: list[str] | None = None,
-) -> Answer:
-    """An error of our own: the object that the client's SDK shows, and what Portkey's clients read (VAL-21)."""
-    if request.endpoint.name in ANTHROPIC:
-        made: Fields = messages_error(status, message)
-    else:
-        made = {"error": {"message": message, "type": type, "param": param, "code": code}}
-    if provider:
-        made["provider"] = provider
-    if details:
-        made["errors"] = details
-    return Answer(status, _encode({**made, "status": "failure", "message": message}), headers=[JSON])
-
-
-def refused(request: Request, error: ApiError) -> Answer:
-    """The answer that ``error`` is."""
-    answer = error_answer(
-        request, error.status, error.message, error.type, param=error.param, code=error.code, details=error.details
-    )
-    answer.headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items()]
-    answer.error = error_of(error)
+def refused(request: Request, error: ApiError, provider: str = "", meant: ProviderError | None = None) -> Answer:
+    """The answer that ``error`` is, of ``provider`` if one had its part in it; ``meant``: what it means to a run."""
+    headers = [JSON, *((name.encode("latin-1"), value.encode("latin-1")) for name, value in error.headers.items())]
+    answer = Answer(error.status, refusal_body(error, request.endpoint, provider), headers=headers)
+    answer.error = meant or error_of(error)
     return answer
 
 
@@ -293,10 +324,9 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     """The answer for an exchange that broke (RTY-10)."""
     status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
     type = _TYPE.get(error.kind, "api_error")
-    message = f"{provider} error: {error.message}"
-    answer = error_answer(request, status, message, type, provider=provider, code=error.kind)
-    answer.error = error
-    return answer
+    waits = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind, headers=waits)
+    return refused(request, told, provider, error)
 
 
 def error_of(error: ApiError, *, astray: bool = False) -> ProviderError:
@@ -318,12 +348,13 @@ def timed_out(milliseconds: int) -> Answer:
     return Answer(408, _encode(made), headers=[JSON])
 
 
-def unsupported(request: Request, provider: str) -> Answer:
-    """GERR-04."""
-    message = f"{request.endpoint.inner} is not supported by {provider}"
-    answer = error_answer(request, 500, message, "invalid_request_error", code="unsupported_endpoint")
+def unsupported(request: Request, provider: str, inner: str = "") -> Answer:
+    """GERR-04; ``inner``: of the endpoint's names that of what is asked."""
+    message = f"{inner or request.endpoint.inner} is not supported by {provider}"
+    answer = refused(
+        request, ApiError(500, message, code="unsupported_endpoint"), meant=ProviderError("route", message)
+    )
     answer.final = True
-    answer.error = ProviderError("route", message)
     return answer
 
 
@@ -347,6 +378,11 @@ def _chat(request: Request, fields: Fields) -> Chat:
     if len(fields) == len(given) and all(fields[name] is given.get(name) for name in fields if name != "model"):
         return msgspec.structs.replace(call, model=str(fields["model"]))
     return FRONTS[request.endpoint.name].chat(fields)
+
+
+def passing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Those of an endpoint's headers that go to the client with a body that passes."""
+    return [pair for pair in headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
 
 
 def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:
@@ -392,12 +428,16 @@ async def _chunks(reply: Reply, decoder: Decoder, secrets: tuple[str | None, ...
             pass
 
 
-async def _encoded(chunks: AsyncGenerator[Chunk, None], encoder: Encoder) -> AsyncGenerator[bytes, None]:
+async def _encoded(
+    answer: Answer, chunks: AsyncGenerator[Chunk, None], encoder: Encoder
+) -> AsyncGenerator[bytes, None]:
+    """``chunks`` in the client's words; the error of those that break is told last, and is ``answer``'s."""
     try:
         async for chunk in chunks:
             if data := encoder.feed(chunk):
                 yield data
     except ProviderError as error:
+        answer.error = error
         yield encoder.error(error.message, _TYPE.get(error.kind, "api_error"), error.kind)
     finally:
         await chunks.aclose()

@@ -3,6 +3,7 @@
 What must live here: following an answer as it goes out. What must not: what is kept of it, and for how long.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -14,7 +15,7 @@ from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.exchange import EVENTS
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.gather import about_of, chunks_of, gathered, overheard, pieces_of, read_whole, whole_body
-from loomgate.gateway.meter import Record
+from loomgate.gateway.meter import STOPPED, STOPPING, Record
 from loomgate.wire.chat import Chunk, Finish
 
 _LONGEST = 4 * 1024 * 1024  # bytes of a streamed answer that may be kept
@@ -95,8 +96,8 @@ def recorded(record: Record, answer: Answer) -> Answer:
 
 
 def _ended(record: Record, answer: Answer, error: str | None) -> None:
-    """A realtime call is over: what broke is told as a 502."""
-    record.finish(answer, error=error, status=502 if error else 101)
+    """A realtime call is over: what broke is told as a 502, what the server's end cut short as a 503."""
+    record.finish(answer, error=error, status=STOPPED if error == STOPPING else 502 if error else 101)
 
 
 async def _recorded_bytes(
@@ -107,9 +108,13 @@ async def _recorded_bytes(
         async for piece in stream:
             sent(piece)
             yield piece
-        record.finish(answer)
+        # A translated stream that broke has told its client so, and ended.
+        record.finish(answer, error=None if answer.error is None else answer.error.message)
     except ProviderError as error:
         record.finish(answer, error=error.message)
+        raise
+    except asyncio.CancelledError as error:
+        record.abandon(answer, error)
         raise
     finally:
         await stream.aclose()

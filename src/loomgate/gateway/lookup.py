@@ -14,7 +14,8 @@ from loomgate.gateway.limits import key_id
 from loomgate.gateway.saved import Saved
 from loomgate.store.accounts import Opened
 from loomgate.store.configs import Document
-from loomgate.wire.policy import Config, Naming, decode_config
+from loomgate.wire.configs import decode_config
+from loomgate.wire.policy import Config, Naming
 
 _MOST = 10_000  # workspaces that are remembered
 
@@ -50,6 +51,8 @@ class Lookup:
             naming=self.naming,
             default_config=self.default_config,
             guardrails=self.guardrails,
+            number=self._store.generations.of,
+            known=self._store.generations.known,
         )
 
     async def key(self, workspace: str, slug: str) -> StoredKey | None:

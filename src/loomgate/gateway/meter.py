@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from loomgate import clock
-from loomgate.errors import ApiError
+from loomgate.errors import ApiError, StoreAway, StoreBusy
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
@@ -28,6 +28,9 @@ from loomgate.wire.chat import Usage
 log = logging.getLogger(__name__)
 
 ABANDONED = 499  # the status of a call whose client left before its answer was whole
+STOPPED = 503  # the status of one that the server's end cut short
+STOPPING = "The server was stopping before the answer was whole."
+LEFT = "the client left"  # the message with which the task of a client that left is cancelled
 
 _BATCH = 500  # records in one write
 _BATCH_BYTES = 1024 * 1024  # of their bodies: streams have long ones, and all of a batch is in memory twice
@@ -67,7 +70,6 @@ class Record:
 
     __slots__ = (
         "_attempts",
-        "_began",
         "_done",
         "_ended",
         "_first",
@@ -77,6 +79,7 @@ class Record:
         "_tail",
         "_trace",
         "answer",
+        "began",
         "body",
         "error",
         "request",
@@ -115,7 +118,7 @@ class Record:
         self._first: float | None = None
         self._trace = ""
         self._done = False
-        self._began = _monotonic()
+        self.began = _monotonic()
 
     @property
     def trace_id(self) -> str:
@@ -177,7 +180,7 @@ class Record:
             return
         self._done = True
         self._ended = clock.now()
-        self.seconds = _monotonic() - self._began
+        self.seconds = _monotonic() - self.began
         self.answer = answer
         self.status = status or answer.status
         self.stream = self._pieces is not None or answer.stream is not None or answer.chunks is not None
@@ -203,10 +206,15 @@ class Record:
         self.weight = weight
         self._meter.put(self)
 
-    def abandon(self, answer: Answer | None = None, *, usage: Usage | None = None) -> None:
-        """The client left before the end: the record has status 499 and what was sent so far."""
-        error = "The client went away before its answer was whole."
-        self.finish(Answer(ABANDONED) if answer is None else answer, usage=usage, error=error, status=ABANDONED)
+    def abandon(self, answer: Answer | None = None, cause: BaseException | None = None) -> None:
+        """The call ended before its answer did: the record has what was sent so far, and status 499, or 503 if
+        ``cause`` is a cancellation that is not for the client's leaving: then the server stops."""
+        # A run's call is cancelled with its run.
+        if isinstance(cause, asyncio.CancelledError) and cause.args != (LEFT,) and self.request.chat is None:
+            status, error = STOPPED, STOPPING
+        else:
+            status, error = ABANDONED, "The client went away before its answer was whole."
+        self.finish(Answer(status) if answer is None else answer, error=error, status=status)
 
     def seen(self) -> Seen:
         """What was taken down, for `loomgate.gateway.record.make`; only after the end."""
@@ -221,7 +229,7 @@ class Record:
             self.answer,
             self._ended,
             self.seconds,
-            None if self._first is None else self._first - self._began,
+            None if self._first is None else self._first - self.began,
             self.status,
             body,
             tail,
@@ -377,10 +385,23 @@ class Meter:
                     self._spend(key_id(facts.workspace, facts.virtual_key), facts.cost or 0.0, tokens)
 
     async def _stored(self, write: Write, batch: list[CallRecord]) -> None:
-        for seconds in (*_AGAIN, None):
+        waits = iter((*_AGAIN, None))
+        away = False
+        while True:
             try:
                 await write(batch)
+            except (StoreAway, StoreBusy) as error:
+                # No fault of this batch, so it is kept; others wait behind it, as many as there is room for.
+                if self._closed:
+                    self.dropped += len(batch)
+                    log.error("%d record(s) of calls could not be written: %s", len(batch), error)
+                    return
+                if not away:
+                    log.warning("the log of calls waits for its store: %s", error)
+                away = True
+                await clock.sleep(_AGAIN[0])
             except Exception as error:
+                seconds = next(waits)
                 if seconds is None or self._closed:
                     self.dropped += len(batch)
                     log.error("%d record(s) of calls could not be written: %s", len(batch), error)

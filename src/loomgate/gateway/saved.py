@@ -18,7 +18,7 @@ from loomgate.store import Store
 from loomgate.store.accounts import About, Account, Opened, opened
 from loomgate.store.configs import Document
 from loomgate.wire.admin import Actions, BadData, Check, provider_data
-from loomgate.wire.policy import decode_config
+from loomgate.wire.configs import decode_config
 
 _NAMESPACE = uuid.UUID("9d3b6f3e-52a5-4c0a-9d5c-6b1f0e6c2a11")
 _DEEPEST = 100

@@ -14,7 +14,8 @@ import msgspec.structs
 from loomgate.errors import ApiError
 from loomgate.gateway import automaton, hosts
 from loomgate.gateway.call import Effective, Node
-from loomgate.wire.policy import Config, Naming, check_options, config_error
+from loomgate.wire.configs import check_options, config_error
+from loomgate.wire.policy import Config, Naming
 from loomgate.wire.provider_data import OPTION_HEADERS, SECRET_OPTIONS, URL_OPTIONS
 
 Guardrails = tuple[tuple[Any, ...], tuple[Any, ...]]

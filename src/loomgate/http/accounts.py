@@ -19,6 +19,7 @@ from loomgate.http import admin
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
+from loomgate.http.resource import Resource
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.settings.provider_data import hidden, masked, masked_path, unhidden
 from loomgate.store.accounts import About, Account
@@ -38,7 +39,7 @@ _T = TypeVar("_T")
 _Change = Callable[[Account], Account]
 
 _IN_PLACE_OF_A_KEY = ("aws_", "azure_auth_mode", "azure_ad_token", "oracle_private_key", "vertex_service_account_json")
-_VIRTUAL_KEYS = 50  # rows of a page, if the client does not say
+_VIRTUALKEYS = 50  # rows of a page, if the client does not say
 _PROVIDERS = 50
 
 
@@ -169,28 +170,17 @@ def _operators(call: Call) -> list[Account]:
     ]
 
 
-async def _find(call: Call, what: str) -> tuple[Account, bool]:
-    """The row that the URL names, and whether the settings file declares it. Raises a 404 `ApiError`."""
-    key = call.path["slug"]
-    for row in _declared(call).values():
-        if key in (row.slug, row.id):
-            return row, True
-    stored = await call.engine.store.virtual_keys.find(call.workspace, key)
-    if stored is None:
-        raise admin.unknown(what, key)
-    return stored, False
+KEYS = Resource("virtual key", "virtual_keys", _declared, lambda call: call.engine.store.virtual_keys)
 
 
 async def _all(call: Call) -> list[tuple[Account, bool]]:
-    declared = _declared(call)
-    stored = await call.engine.store.virtual_keys.list(call.workspace, secrets=True)
-    return [(row, True) for row in declared.values()] + [(row, False) for row in stored if row.slug not in declared]
+    return await KEYS.all(call, await call.engine.store.virtual_keys.list(call.workspace, secrets=True))
 
 
 async def page_virtual_keys(call: Call) -> Answer:
     """``GET /virtual-keys``."""
     rows = [_as_virtual_key(call, row, declared=declared) for row, declared in await _all(call)]
-    return admin.listing(call, rows, _VIRTUAL_KEYS)
+    return admin.listing(call, rows, _VIRTUALKEYS)
 
 
 async def page_providers(call: Call) -> Answer:
@@ -202,14 +192,14 @@ async def page_providers(call: Call) -> Answer:
 
 async def get_virtual_key(call: Call) -> Answer:
     """``GET /virtual-keys/{slug}``."""
-    row, declared = await _find(call, "virtual key")
+    row, declared = await KEYS.find(call)
     return admin.answer(_as_virtual_key(call, row, declared=declared))
 
 
 async def get_provider(call: Call) -> Answer:
     """``GET /providers/{slug}``."""
     try:
-        row, declared = await _find(call, "provider")
+        row, declared = await KEYS.find(call, "provider")
     except ApiError:
         row = next((row for row in _operators(call) if call.path["slug"] in (row.slug, row.id)), None)
         if row is None:
@@ -312,10 +302,10 @@ async def _integration(call: Call, key: str) -> tuple[str, str]:
 
 async def update_virtual_key(call: Call) -> Answer:
     """``PUT /virtual-keys/{slug}``."""
-    row, declared = await _find(call, "virtual key")
+    row = await KEYS.own(call)
     data, rest = split(admin.body(call, Data))
     request = _converted(rest, UpdateVirtualKey)
-    _check_change(row, declared, request.slug)
+    admin.check_slug(request.slug, row.slug)
     admin.no_mappings(request.secret_mappings)
     if row.integration is not None and (request.key is not UNSET or data):
         param = "key" if request.key is not UNSET else next(iter(data))
@@ -341,27 +331,21 @@ async def update_virtual_key(call: Call) -> Answer:
 
 async def update_provider(call: Call) -> Answer:
     """``PUT /providers/{slug}``."""
-    row, declared = await _find_writable(call)
+    row = await _own_provider(call)
     request = admin.body(call, UpdateProvider)
-    _check_change(row, declared, request.slug)
+    admin.check_slug(request.slug, row.slug)
     await _change(call, row, request, lambda before: before)
     return admin.answer({"id": row.id, "slug": row.slug, "object": "provider"})
 
 
-async def _find_writable(call: Call) -> tuple[Account, bool]:
+async def _own_provider(call: Call) -> Account:
     key = call.path["slug"]
     try:
-        return await _find(call, "provider")
+        return await KEYS.own(call, "provider")
     except ApiError:
         if any(key in (row.slug, row.id) for row in _operators(call)):
             raise admin.read_only("provider", "providers", key) from None
         raise
-
-
-def _check_change(row: Account, declared: bool, slug: str | None) -> None:
-    if declared:
-        raise admin.read_only("virtual key", "virtual_keys", row.slug)
-    admin.check_slug(slug, row.slug)
 
 
 async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdateProvider, further: _Change) -> None:
@@ -384,20 +368,7 @@ async def _change(call: Call, row: Account, request: UpdateVirtualKey | UpdatePr
         raise admin.unknown("virtual key", row.slug)
 
 
-async def delete_virtual_key(call: Call) -> Answer:
-    """``DELETE /virtual-keys/{slug}``."""
-    row, declared = await _find(call, "virtual key")
-    return await _delete(call, row, declared)
-
-
 async def delete_provider(call: Call) -> Answer:
     """``DELETE /providers/{slug}``."""
-    row, declared = await _find_writable(call)
-    return await _delete(call, row, declared)
-
-
-async def _delete(call: Call, row: Account, declared: bool) -> Answer:
-    if declared:
-        raise admin.read_only("virtual key", "virtual_keys", row.slug)
-    await call.engine.store.virtual_keys.delete(call.workspace, row.slug)
-    return admin.answer({})
+    await _own_provider(call)
+    return await KEYS.delete(call)

@@ -1,5 +1,6 @@
 """Handlers of ``/configs`` and ``/guardrails``: saved bodies with versions (GATEWAY AUTH-02 d, GR-03)."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -9,8 +10,9 @@ from loomgate.errors import bad_request
 from loomgate.gateway.saved import check_guardrail, declared_config, declared_guardrail, guardrail_body
 from loomgate.http import admin
 from loomgate.http.call import Answer, Call
+from loomgate.http.resource import Resource
 from loomgate.settings.provider_data import hidden, unhidden
-from loomgate.store.configs import Document
+from loomgate.store.configs import Document, Documents
 from loomgate.wire.admin import Actions, Check, CreateConfig, CreateGuardrail, UpdateConfig, UpdateGuardrail
 
 Data = dict[str, Any]
@@ -18,7 +20,7 @@ Data = dict[str, Any]
 _GUARDRAILS = 100  # rows of a page, if the client does not say
 
 
-# --- configs: what is shown ------------------------------------------------------------------------------------------
+# --- what both have --------------------------------------------------------------------------------------------------
 
 
 def _row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
@@ -39,39 +41,45 @@ def _row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
     return shown
 
 
+def _written(document: Document) -> admin.Shown:
+    return {"id": document.id, "slug": document.slug, "version_id": document.version_id}
+
+
+async def _changed(
+    call: Call, documents: Documents, document: Document, change: Callable[[Document], Document]
+) -> admin.Shown:
+    """What is told of ``document`` after ``change``. Raises a 404 `ApiError` when somebody deleted it meanwhile."""
+    made = await documents.change(call.workspace, document.id, change, call.caller.key_id)
+    if made is None:
+        raise admin.unknown("config or guardrail", document.slug)
+    return _written(made)
+
+
+# --- configs: what is shown ------------------------------------------------------------------------------------------
+
+
 def _config_row(call: Call, document: Document, *, declared: bool) -> admin.Shown:
     return {**_row(call, document, declared=declared), "is_default": int(document.is_default), "object": "config"}
+
+
+CONFIGS = Resource(
+    "config",
+    "configs",
+    lambda call: {
+        slug: declared_config(declared)
+        for slug, declared in call.settings.configs.items()
+        if declared.workspace == call.workspace
+    },
+    lambda call: call.engine.store.configs,
+)
 
 
 # --- configs: handlers -----------------------------------------------------------------------------------------------
 
 
-def _declared_configs(call: Call) -> dict[str, Document]:
-    return {
-        slug: declared_config(declared)
-        for slug, declared in call.settings.configs.items()
-        if declared.workspace == call.workspace
-    }
-
-
-async def _find_config(call: Call) -> tuple[Document, bool]:
-    """The config that the URL names, and whether the settings file declares it. Raises a 404 `ApiError`."""
-    key = call.path["slug"]
-    for document in _declared_configs(call).values():
-        if key in (document.slug, document.id):
-            return document, True
-    stored = await call.engine.store.configs.find(call.workspace, key)
-    if stored is None:
-        raise admin.unknown("config", key)
-    return stored, False
-
-
 async def page_configs(call: Call) -> Answer:
     """``GET /configs``."""
-    declared = _declared_configs(call)
-    stored = await call.engine.store.configs.list(call.workspace)
-    rows = [_config_row(call, document, declared=True) for document in declared.values()]
-    rows += [_config_row(call, document, declared=False) for document in stored if document.slug not in declared]
+    rows = [_config_row(call, document, declared=declared) for document, declared in await CONFIGS.all(call)]
     # The description knows no pages here; who asks for one gets it.
     return admin.listing(call, rows, max(1, len(rows)), success=True)
 
@@ -82,21 +90,15 @@ async def create_config(call: Call) -> Answer:
     admin.check_workspace(call, request.workspace_id)
     await admin.saved(call).check_config(call.workspace, request.config)
     slug = request.slug or admin.new_slug(request.name, "pc-", 6)
-    if slug in _declared_configs(call):
-        raise admin.taken("a config of the settings file", slug)
-    made = await call.engine.store.configs.add(
-        Document(
-            workspace=call.workspace,
-            slug=slug,
-            name=request.name,
-            body=request.config,
-            is_default=bool(_is_default(request.isDefault, request.is_default)),
-            created_by=call.caller.key_id,
-        )
+    document = Document(
+        workspace=call.workspace,
+        slug=slug,
+        name=request.name,
+        body=request.config,
+        is_default=bool(_is_default(request.isDefault, request.is_default)),
+        created_by=call.caller.key_id,
     )
-    if made is None:
-        raise admin.taken("a config", slug)
-    return admin.enveloped({"id": made.id, "version_id": made.version_id, "slug": made.slug, "object": "config"})
+    return admin.enveloped({**_written(await CONFIGS.add(call, document)), "object": "config"})
 
 
 def _is_default(described: bool | int | None, sent: bool | int | None) -> bool | None:
@@ -106,7 +108,7 @@ def _is_default(described: bool | int | None, sent: bool | int | None) -> bool |
 
 async def get_config(call: Call) -> Answer:
     """``GET /configs/{slug}``."""
-    document, declared = await _find_config(call)
+    document, declared = await CONFIGS.find(call)
     shown = _config_row(call, document, declared=declared)
     shown |= {
         "config": hidden(document.body),
@@ -119,10 +121,8 @@ async def get_config(call: Call) -> Answer:
 
 async def update_config(call: Call) -> Answer:
     """``PUT /configs/{slug}``. A masked secret that comes back where it stood is the secret that it stands for."""
-    document, declared = await _find_config(call)
+    document = await CONFIGS.own(call)
     request = admin.body(call, UpdateConfig)
-    if declared:
-        raise admin.read_only("config", "configs", document.slug)
     admin.check_slug(request.slug, document.slug)
     given = request.config
     if given is not UNSET:
@@ -140,24 +140,12 @@ async def update_config(call: Call) -> Answer:
             is_default=before.is_default if default is None else default,
         )
 
-    made = await call.engine.store.configs.change(call.workspace, document.id, change, call.caller.key_id)
-    if made is None:
-        raise admin.unknown("config", document.slug)
-    return admin.enveloped({"id": made.id, "version_id": made.version_id, "slug": made.slug, "object": "config"})
-
-
-async def delete_config(call: Call) -> Answer:
-    """``DELETE /configs/{slug}``."""
-    document, declared = await _find_config(call)
-    if declared:
-        raise admin.read_only("config", "configs", document.slug)
-    await call.engine.store.configs.delete(call.workspace, document.id)
-    return admin.answer({})
+    return admin.enveloped({**await _changed(call, call.engine.store.configs, document, change), "object": "config"})
 
 
 async def page_versions(call: Call) -> Answer:
     """``GET /configs/{slug}/versions``, the present one first."""
-    document, declared = await _find_config(call)
+    document, declared = await CONFIGS.find(call)
     row = _config_row(call, document, declared=declared)
     row |= {"format": "json", "type": "ORG_CONFIG"}
     if declared:
@@ -210,31 +198,22 @@ def _guardrail_row(call: Call, document: Document, *, declared: bool) -> admin.S
     return shown
 
 
-def _declared_guardrails(call: Call) -> dict[str, Document]:
-    return {
+GUARDRAILS = Resource(
+    "guardrail",
+    "guardrails",
+    lambda call: {
         slug: declared_guardrail(declared)
         for slug, declared in call.settings.guardrails.items()
         if declared.workspace == call.workspace
-    }
-
-
-async def _find_guardrail(call: Call) -> tuple[Document, bool]:
-    key = call.path["guardrail_id"]
-    for document in _declared_guardrails(call).values():
-        if key in (document.slug, document.id):
-            return document, True
-    stored = await call.engine.store.guardrails.find(call.workspace, key)
-    if stored is None:
-        raise admin.unknown("guardrail", key)
-    return stored, False
+    },
+    lambda call: call.engine.store.guardrails,
+    param="guardrail_id",
+)
 
 
 async def page_guardrails(call: Call) -> Answer:
     """``GET /guardrails``."""
-    declared = _declared_guardrails(call)
-    stored = await call.engine.store.guardrails.list(call.workspace)
-    rows = [_guardrail_row(call, document, declared=True) for document in declared.values()]
-    rows += [_guardrail_row(call, document, declared=False) for document in stored if document.slug not in declared]
+    rows = [_guardrail_row(call, document, declared=declared) for document, declared in await GUARDRAILS.all(call)]
     return admin.listing(call, rows, _GUARDRAILS)
 
 
@@ -244,16 +223,12 @@ async def create_guardrail(call: Call) -> Answer:
     admin.check_workspace(call, request.workspace_id)
     _check_organisation(request.organisation_id)
     slug = request.slug or admin.new_slug(request.name, "guard_", 20)
-    if slug in _declared_guardrails(call):
-        raise admin.taken("a guardrail of the settings file", slug)
     body = guardrail_body(slug, request.checks, request.actions)
     check_guardrail(body)
-    made = await call.engine.store.guardrails.add(
-        Document(workspace=call.workspace, slug=slug, name=request.name, body=body, created_by=call.caller.key_id)
+    document = Document(
+        workspace=call.workspace, slug=slug, name=request.name, body=body, created_by=call.caller.key_id
     )
-    if made is None:
-        raise admin.taken("a guardrail", slug)
-    return admin.answer({"id": made.id, "slug": made.slug, "version_id": made.version_id})
+    return admin.answer(_written(await GUARDRAILS.add(call, document)))
 
 
 def _check_organisation(given: str | None) -> None:
@@ -267,17 +242,15 @@ def _check_organisation(given: str | None) -> None:
 
 async def get_guardrail(call: Call) -> Answer:
     """``GET /guardrails/{guardrail_id}``."""
-    document, declared = await _find_guardrail(call)
+    document, declared = await GUARDRAILS.find(call)
     checks, actions = _parts(cast(Data, hidden(document.body)))
     return admin.answer({**_guardrail_row(call, document, declared=declared), "checks": checks, "actions": actions})
 
 
 async def update_guardrail(call: Call) -> Answer:
     """``PUT /guardrails/{guardrail_id}``."""
-    document, declared = await _find_guardrail(call)
+    document = await GUARDRAILS.own(call)
     request = admin.body(call, UpdateGuardrail)
-    if declared:
-        raise admin.read_only("guardrail", "guardrails", document.slug)
     name = request.name
 
     def change(before: Document) -> Document:
@@ -291,16 +264,4 @@ async def update_guardrail(call: Call) -> Answer:
         check_guardrail(body)
         return msgspec.structs.replace(before, name=before.name if name is UNSET else name, body=body)
 
-    made = await call.engine.store.guardrails.change(call.workspace, document.id, change, call.caller.key_id)
-    if made is None:
-        raise admin.unknown("guardrail", document.slug)
-    return admin.answer({"id": made.id, "slug": made.slug, "version_id": made.version_id})
-
-
-async def delete_guardrail(call: Call) -> Answer:
-    """``DELETE /guardrails/{guardrail_id}``."""
-    document, declared = await _find_guardrail(call)
-    if declared:
-        raise admin.read_only("guardrail", "guardrails", document.slug)
-    await call.engine.store.guardrails.delete(call.workspace, document.id)
-    return admin.answer({})
+    return admin.answer(await _changed(call, call.engine.store.guardrails, document, change))

@@ -16,6 +16,7 @@ from loomgate.http import admin, query
 from loomgate.http.accounts import add, check_data, check_secret, known_provider
 from loomgate.http.call import Answer, Call
 from loomgate.http.refusal import missing, not_one_of
+from loomgate.http.resource import Resource
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.settings.provider_data import hidden, is_secret, masked, masked_path, unhidden
 from loomgate.store.accounts import About, Account
@@ -83,28 +84,14 @@ def _whole(row: Account, *, declared: bool) -> admin.Shown:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _declared(call: Call) -> list[Account]:
-    return [declared_integration(provider, call.workspace) for provider in call.settings.providers.values()]
-
-
-async def _find(call: Call) -> tuple[Account, bool]:
-    """The integration that the URL names, and whether the settings file declares it. Raises a 404 `ApiError`."""
-    key = call.path["slug"]
-    for row in _declared(call):
-        if key in (row.slug, row.id):
-            return row, True
-    stored = await call.engine.store.integrations.find(call.workspace, key)
-    if stored is None:
-        raise admin.unknown("integration", key)
-    return stored, False
-
-
-async def _own(call: Call) -> Account:
-    """The integration that the URL names, to be changed. Raises a 404 or 400 `ApiError`."""
-    row, declared = await _find(call)
-    if declared:
-        raise admin.read_only("integration", "providers", row.slug)
-    return row
+INTEGRATIONS = Resource(
+    "integration",
+    "providers",
+    lambda call: {
+        name: declared_integration(provider, call.workspace) for name, provider in call.settings.providers.items()
+    },
+    lambda call: call.engine.store.integrations,
+)
 
 
 async def page(call: Call) -> Answer:
@@ -112,19 +99,17 @@ async def page(call: Call) -> Answer:
     type = dict(query.pairs(call.query)).get("type") or "all"
     if type not in _TYPES:
         raise not_one_of("type", type, _TYPES)
-    names = set(call.settings.providers)
-    rows: list[admin.Shown] = []
-    if type != "workspace":
-        rows += [_row(row, declared=True) for row in _declared(call)]
-    if type != "organisation":
-        stored = await call.engine.store.integrations.list(call.workspace)
-        rows += [_row(row, declared=False) for row in stored if row.slug not in names]
+    rows = [
+        _row(row, declared=declared)
+        for row, declared in await INTEGRATIONS.all(call)
+        if type in ("all", "organisation" if declared else "workspace")
+    ]
     return admin.listing(call, rows, _ROWS)
 
 
 async def get(call: Call) -> Answer:
     """``GET /integrations/{slug}``."""
-    row, declared = await _find(call)
+    row, declared = await INTEGRATIONS.find(call)
     return admin.answer(_whole(row, declared=declared))
 
 
@@ -143,14 +128,13 @@ async def create(call: Call) -> Answer:
     data = request.configurations or {}
     _check(call, request.ai_provider_id, request.key or "", data)
     slug = request.slug or admin.new_slug(request.name)
-    if slug in call.settings.providers:
-        raise admin.taken("an integration of the settings file", slug)
     provider_slug = request.default_provider_slug or slug
     if request.create_default_provider:
         await _check_free(call, provider_slug)
     elif request.default_provider_slug is not None:
         raise admin.unsupported("default_provider_slug", "It names the provider that create_default_provider makes.")
-    made = await call.engine.store.integrations.add(
+    made = await INTEGRATIONS.add(
+        call,
         Account(
             workspace=call.workspace,
             slug=slug,
@@ -159,10 +143,8 @@ async def create(call: Call) -> Answer:
             name=request.name,
             data=data,
             about=About(note=request.description),
-        )
+        ),
     )
-    if made is None:
-        raise admin.taken("an integration", slug)
     shown: admin.Shown = {"id": made.id, "slug": made.slug, "object": "integration"}
     if request.create_default_provider:
         provider = await _default_provider(call, made, provider_slug)
@@ -195,7 +177,7 @@ async def _default_provider(call: Call, row: Account, slug: str) -> Account:
 
 async def update(call: Call) -> Answer:
     """``PUT /integrations/{slug}``. A masked secret that comes back stands for the secret it masks."""
-    row = await _own(call)
+    row = await INTEGRATIONS.own(call)
     request = admin.body(call, UpdateIntegration)
     admin.check_slug(request.slug, row.slug)
     admin.no_mappings(request.secret_mappings)
@@ -238,14 +220,13 @@ def _unmasked(given: Data, before: Data) -> Data:
 
 async def delete(call: Call) -> Answer:
     """``DELETE /integrations/{slug}``: only when no provider uses it any more."""
-    row = await _own(call)
+    row = await INTEGRATIONS.own(call)
     users = await call.engine.store.integrations.users(call.workspace, row.slug)
     if users:
         raise bad_request(
             f"The integration '{row.slug}' is used by {', '.join(users[:10])}: delete them first.", code="in_use"
         )
-    await call.engine.store.integrations.delete(call.workspace, row.slug)
-    return admin.answer({})
+    return await INTEGRATIONS.delete(call)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -253,7 +234,7 @@ async def delete(call: Call) -> Answer:
 
 async def page_models(call: Call) -> Answer:
     """``GET /integrations/{slug}/models``: the models for which something was said."""
-    row, _ = await _find(call)
+    row, _ = await INTEGRATIONS.find(call)
     shown = [_model(model) for model in row.about.models]
     return admin.answer(
         {"object": "list", "total": len(shown), "models": shown, "allow_all_models": row.about.allow_all_models}
@@ -273,7 +254,7 @@ def _model(model: ModelAccess) -> admin.Shown:
 
 async def update_models(call: Call) -> Answer:
     """``PUT /integrations/{slug}/models``: models that are not named stay as they are."""
-    row = await _own(call)
+    row = await INTEGRATIONS.own(call)
     request = admin.body(call, UpdateModels)
     for at, model in enumerate(request.models):
         if model.pricing_config:
@@ -296,7 +277,7 @@ async def update_models(call: Call) -> Answer:
 
 async def delete_models(call: Call) -> Answer:
     """``DELETE /integrations/{slug}/models?slugs=a,b``: what was said about them is forgotten."""
-    row = await _own(call)
+    row = await INTEGRATIONS.own(call)
     text = dict(query.pairs(call.query)).get("slugs") or ""
     slugs = [slug.strip() for slug in text.split(",") if slug.strip()]
     if not slugs:
@@ -319,7 +300,7 @@ async def delete_models(call: Call) -> Answer:
 
 async def page_workspaces(call: Call) -> Answer:
     """``GET /integrations/{slug}/workspaces``: there is one, the caller's own."""
-    row, _ = await _find(call)
+    row, _ = await INTEGRATIONS.find(call)
     about, usage = row.about, row.about.limits.usage_limits
     shown: admin.Shown = {
         "id": admin.workspace_id(call.workspace),
@@ -333,7 +314,7 @@ async def page_workspaces(call: Call) -> Answer:
 
 async def update_workspaces(call: Call) -> Answer:
     """``PUT /integrations/{slug}/workspaces``: whether the caller's own workspace may use it, and how much."""
-    row = await _own(call)
+    row = await INTEGRATIONS.own(call)
     request = admin.body(call, UpdateWorkspaces)
     if request.global_workspace_access is not None and request.global_workspace_access.enabled:
         raise admin.unsupported(

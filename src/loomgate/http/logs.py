@@ -14,10 +14,11 @@ from loomgate.gateway.record import masked_headers, masked_url
 from loomgate.http import query
 from loomgate.http.body import decode
 from loomgate.http.call import Answer, Call
-from loomgate.store.ledger import CallQuery
+from loomgate.store.ledger import CallPage, CallQuery
 from loomgate.wire.calls import CallFacts, CallRecord, log_object, new_log_id
 
-_FILTERS = ("limit", "after", "since", "until", "status", "provider", "model", "trace_id")
+_FILTERS = ("limit", "after", "since", "until", "status", "is_success", "provider", "model", "trace_id")
+_STEP, _LOOKED = 100, 5_000  # records that a page by `is_success` is looked for among: at once, and in all
 _MOST = 1_000  # logs in one request
 _STATUS = re.compile(r"[1-9]\d\d")
 
@@ -42,9 +43,29 @@ async def page(call: Call) -> Answer:
         model=given.get("model"),
         trace_id=given.get("trace_id"),
     )
-    found = await call.engine.store.ledger.page(call.workspace, wanted)
+    found = await _page(call, wanted, _success(given))
     data = [log_object(CallRecord(facts)) for facts in found.records]
     return _json({"object": "list", "data": data, "has_more": found.next is not None, "next": found.next})
+
+
+async def _page(call: Call, wanted: CallQuery, success: bool | None) -> CallPage:
+    """The records that are ``wanted``, those of ``success`` alone if it is given: no column of the store has it."""
+    if success is None:
+        return await call.engine.store.ledger.page(call.workspace, wanted)
+    kept: list[CallFacts] = []
+    after = wanted.after
+    for _ in range(_LOOKED // _STEP):
+        step = msgspec.structs.replace(wanted, after=after, limit=_STEP)
+        found = await call.engine.store.ledger.page(call.workspace, step)
+        for facts in found.records:
+            if len(kept) == wanted.limit:
+                return CallPage(kept, kept[-1].id)
+            if facts.failed is not success:
+                kept.append(facts)
+        after = found.next
+        if after is None:
+            break
+    return CallPage(kept, after)
 
 
 async def get(call: Call) -> Answer:
@@ -164,6 +185,15 @@ def _status(given: dict[str, str]) -> int | None:
             f"Invalid 'status': expected an HTTP status such as 200, but got '{text[:50]}'.", "status", "invalid_value"
         )
     return int(text)
+
+
+def _success(given: dict[str, str]) -> bool | None:
+    text = given.get("is_success")
+    if text not in (None, "true", "false"):
+        raise bad_request(
+            f"Invalid 'is_success': expected true or false, but got '{text[:50]}'.", "is_success", "invalid_value"
+        )
+    return None if text is None else text == "true"
 
 
 def _json(value: object) -> Answer:

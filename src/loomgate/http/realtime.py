@@ -14,9 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from loomgate.errors import ApiError, ProviderError, StoreError
 from loomgate.gateway.call import Request
+from loomgate.gateway.fronts.errors import refusal_body
+from loomgate.gateway.meter import STOPPING
 from loomgate.gateway.realtime import Session
 from loomgate.http.faults import overloaded, server_error
-from loomgate.http.gateway import answer_headers, error_body, error_headers
+from loomgate.http.gateway import answer_headers, error_headers
 from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.ids import new_request_id
 
@@ -54,13 +56,14 @@ class Realtime:
             request, offered = await self._request(scope)
             answer = await gateway.call(request)
             head += answer_headers(answer)
-        except ApiError as error:
-            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error, ENDPOINTS["realtime"]))
-            return
         except Exception as failure:
-            log.exception("request %s failed", request_id)
-            error = overloaded() if isinstance(failure, StoreError) else server_error(request_id)
-            await _refuse(send, error.status, [*head, *error_headers(error)], error_body(error, ENDPOINTS["realtime"]))
+            if isinstance(failure, ApiError):
+                error = failure
+            else:
+                log.exception("request %s failed", request_id)
+                error = overloaded() if isinstance(failure, StoreError) else server_error(request_id)
+            body = refusal_body(error, ENDPOINTS["realtime"])
+            await _refuse(send, error.status, [*head, *error_headers(error)], body)
             return
         session = answer.session
         if session is None:
@@ -69,7 +72,7 @@ class Realtime:
             return
         chosen = session.subprotocol or ("realtime" if "realtime" in offered else None)
         told = [pair for pair in head if pair[0] not in _HOP and not pair[0].startswith(b"sec-websocket-")]
-        outcome: str | None = "The server stopped."
+        outcome: str | None = STOPPING
         try:
             await send({"type": "websocket.accept", "subprotocol": chosen, "headers": told})
             outcome = await _relay(session, receive, send)
@@ -110,6 +113,8 @@ class Realtime:
         if offered:
             headers[b"sec-websocket-protocol"] = ", ".join(offered).encode("latin-1", "replace")
         caller = await auth.caller(scope, headers, azure=False)
+        if (quota := self._application.quota) is not None:
+            await quota.enter(scope, caller)
         model = pairs.get("model")
         request = Request(
             ENDPOINTS["realtime"],

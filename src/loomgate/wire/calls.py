@@ -28,15 +28,16 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``created_at`` is when it ended (seconds since the epoch), ``seconds`` how long it took, ``first_byte`` how long its
     answer took to begin (``None``: not known). ``model`` was called, ``asked_model`` is what the client wrote,
     ``answer_model`` what the endpoint calls itself. ``cost`` is in USD, ``None`` when no price is known. ``path`` is
-    RSP-02's; ``cache`` RSP-04's. ``virtual_key`` is a slug, the reference and not the key.
+    RSP-02's; ``cache`` RSP-04's. ``status`` is what the client saw: that of a stream which broke later stays 200, and
+    ``error`` says what broke it. ``virtual_key`` is a slug, the reference and not the key.
     """
 
-    id: str
-    workspace: str
+    id: str = ""
+    workspace: str = ""
     created_at: float
     seconds: float
     endpoint: str
-    status: int
+    status: int = 0
     method: str = "POST"
     url: str = ""
     first_byte: float | None = None
@@ -74,6 +75,11 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     response_type: str = ""
     request_size: int = 0
     response_size: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the client got no whole answer: an error's status, or a stream that broke after its 200."""
+        return self.status >= 400 or bool(self.error)
 
 
 class CallRecord(msgspec.Struct, frozen=True):
@@ -172,7 +178,7 @@ def _metrics(facts: CallFacts) -> dict[str, Any]:
         "organisation_id": facts.workspace,
         "workspace_slug": facts.workspace,
         "created_at": rfc3339(facts.created_at),
-        "is_success": facts.status < 400,
+        "is_success": not facts.failed,
         "ai_org": facts.provider,
         "ai_model": facts.model,
         "req_units": facts.prompt_tokens,

@@ -12,7 +12,6 @@ from loomgate.gateway.fronts.errors import (
     error_body,
     messages_error,
     messages_error_body,
-    unreadable_body,
 )
 from loomgate.providers.catalogue import CATALOGUE
 from tests.providers.conformance.suite import ERRORS, Wire, dialect, scenario
@@ -77,17 +76,6 @@ def test_what_is_no_json_comes_back_as_json(dialect: str) -> None:
     }
     assert len(told(dialect, b"x" * 100_000)["message"]) < 5000
     assert told(dialect, {"what": 1})["message"] == 'Invalid response received from slug: {"what":1}'
-
-
-@pytest.mark.behaviour("GERR-03")
-def test_a_success_that_cannot_be_read() -> None:
-    found = unreadable_body("slug", b'{"choices":1}')
-    message = 'Invalid response received from slug: {"choices":1}'
-    assert found == {
-        "error": {"message": message, "type": None, "param": None, "code": None},
-        "provider": "slug",
-    }
-    assert "html-message" in unreadable_body("slug", b"<html>")["error"]["message"]
 
 
 def test_keys_are_masked() -> None:

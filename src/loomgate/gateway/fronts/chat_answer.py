@@ -44,7 +44,8 @@ def usage_of(usage: Usage) -> Json:
 
 def reason_of(finish: Finish, about: About) -> str:
     """The finish reason: OpenAI's, or with strict compliance off the vendor's own (GATEWAY FR-01, FR-02)."""
-    return finish.reason if about.strict else finish.raw or finish.reason
+    reason = "function_call" if finish.reason == "tool_calls" and wants_functions(about) else finish.reason
+    return reason if about.strict else finish.raw or reason
 
 
 def wants_usage(about: About) -> bool | None:
@@ -52,6 +53,11 @@ def wants_usage(about: About) -> bool | None:
     options = about.asked.get("stream_options")
     found: object = cast(Json, options).get("include_usage") if isinstance(options, dict) else None
     return found if isinstance(found, bool) else None
+
+
+def wants_functions(about: About) -> bool:
+    """Whether the client asked with ``functions``, and so reads the one ``function_call`` that they had."""
+    return bool(about.asked.get("functions"))
 
 
 def _content_block(block: Block) -> Json | None:
@@ -77,7 +83,9 @@ def _message_of(found: Collected, about: About) -> Json:
     message: Json = {"role": "assistant", "content": text, "refusal": refusal or None}
     if not text and (refusal or found.calls):
         message["content"] = None
-    if found.calls:
+    if found.calls and wants_functions(about):
+        message["function_call"] = {"name": found.calls[0].name, "arguments": found.calls[0].text}
+    elif found.calls:
         message["tool_calls"] = [
             {
                 "id": call.id,
@@ -94,7 +102,8 @@ def _message_of(found: Collected, about: About) -> Json:
     return message
 
 
-def _frame(about: About, object: str) -> Json:
+def frame(about: About, object: str) -> Json:
+    """The members that OpenAI's answers begin with, and their chunks."""
     return {
         "id": about.id,
         "object": object,
@@ -104,19 +113,45 @@ def _frame(about: About, object: str) -> Json:
     }
 
 
-class ChatEncoder:
-    """Writes one streamed answer as ``chat.completion.chunk`` events."""
+class ChunkEncoder:
+    """What the streams of OpenAI's completions share, chat's and the legacy ones: the frame of a chunk, and the end.
 
-    def __init__(self, about: About) -> None:
+    ``object`` is what a chunk calls itself.
+    """
+
+    def __init__(self, about: About, object: str) -> None:
         self._about = about
-        self._strict = about.strict
-        self._frame = _encode(_frame(about, "chat.completion.chunk"))[:-1]
+        self._frame = _encode(frame(about, object))[:-1]
         self._own_usage = wants_usage(about)
         # OpenAI's chunks have a usage of null when one chunk will have it.
         self._null = b',"usage":null' if self._own_usage else b""
+
+    def error(self, message: str, type: str, code: str | None) -> bytes:
+        """One event with an ``error`` object, and no ``[DONE]``: half an answer is none (GATEWAY STM-07, STM-10)."""
+        told = {"message": message, "type": type, "param": None, "code": code}
+        return b"data: " + _encode({"error": told, "provider": self._about.provider}) + b"\n\n"
+
+    def ended(self, choices: list[Json], usage: Json | None) -> bytes:
+        """The last events: the finish reasons, and the usage as it was asked for."""
+        last = b"data: " + self._frame + b',"choices":' + _encode(choices)
+        if self._own_usage:
+            own = b"data: " + self._frame + b',"choices":[],"usage":' + _encode(usage)
+            return last + b',"usage":null}\n\n' + own + b"}\n\ndata: [DONE]\n\n"
+        if usage is not None and self._own_usage is None:  # as the reference has it (GATEWAY STM-06)
+            last += b',"usage":' + _encode(usage)
+        return last + b"}\n\ndata: [DONE]\n\n"
+
+
+class ChatEncoder(ChunkEncoder):
+    """Writes one streamed answer as ``chat.completion.chunk`` events."""
+
+    def __init__(self, about: About) -> None:
+        super().__init__(about, "chat.completion.chunk")
+        self._strict = about.strict
         self._head = b"data: " + self._frame + b',"choices":[{"index":0,"delta":'
         self._tail = b',"logprobs":null,"finish_reason":null}]' + self._null + b"}\n\n"
         self._begun = False
+        self._functions = wants_functions(about)
         self._block = -1
         self._kind = ""
 
@@ -127,11 +162,6 @@ class ChatEncoder:
             return written
         self._begun = True
         return self._delta(b'{"role":"assistant","content":""}') + written
-
-    def error(self, message: str, type: str, code: str | None) -> bytes:
-        """One event with an ``error`` object, and no ``[DONE]``: half an answer is none (GATEWAY STM-07, STM-10)."""
-        told = {"message": message, "type": type, "param": None, "code": code}
-        return b"data: " + _encode({"error": told, "provider": self._about.provider}) + b"\n\n"
 
     def _delta(self, delta: bytes) -> bytes:
         return self._head + delta + self._tail
@@ -171,6 +201,11 @@ class ChatEncoder:
         return self._delta(b"{%b}" % self._blocks("redacted_thinking", _encode({"data": chunk.data})))
 
     def _call(self, chunk: ToolCallDelta) -> bytes:
+        if self._functions:
+            if chunk.index:  # there is room for one
+                return b""
+            named = {} if chunk.name is None else {"name": chunk.name}
+            return self._delta(_encode({"function_call": {**named, "arguments": chunk.arguments}}))
         if chunk.name is None:
             return self._delta(
                 b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (chunk.index, _encode(chunk.arguments))
@@ -196,19 +231,6 @@ class ChatEncoder:
     def _finish(self, chunk: Finish) -> bytes:
         choice: Json = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason_of(chunk, self._about)}
         return self.ended([choice], usage_of(chunk.usage) if chunk.usage is not None else None)
-
-    def ended(self, choices: list[Json], usage: Json | None) -> bytes:
-        """The last events: the finish reasons, and the usage as it was asked for."""
-        last = b"data: " + self._frame + b',"choices":' + _encode(choices)
-        if self._own_usage:
-            told = _encode(usage)
-            return (
-                last + b',"usage":null}\n\n'
-                b"data: " + self._frame + b',"choices":[],"usage":' + told + b"}\n\ndata: [DONE]\n\n"
-            )
-        if usage is not None and self._own_usage is None:  # as the reference has it (GATEWAY STM-06)
-            last += b',"usage":' + _encode(usage)
-        return last + b"}\n\ndata: [DONE]\n\n"
 
     def piece(self, index: int, delta: Json) -> bytes:
         """One event for choice ``index``."""
@@ -246,9 +268,14 @@ def completion(chunks: Iterable[Chunk], about: About) -> Json:
     }
     if not about.strict:
         choice.update(found.extras)
-    answer = {**_frame(about, "chat.completion"), "choices": [choice]}
-    if found.finish.usage is not None:
-        answer["usage"] = usage_of(found.finish.usage)
+    return whole(about, "chat.completion", choice, found.finish)
+
+
+def whole(about: About, object: str, choice: Json, finish: Finish) -> Json:
+    """An answer with one ``choice``, and the usage if it is known."""
+    answer = {**frame(about, object), "choices": [choice]}
+    if finish.usage is not None:
+        answer["usage"] = usage_of(finish.usage)
     return answer
 
 
@@ -282,6 +309,9 @@ def _replayed(choice: Json, encoder: ChatEncoder) -> Iterator[bytes]:
     for place, block in enumerate(cast(list[Json], message.get("content_blocks") or [])):
         told = {name: value for name, value in block.items() if name != "type"}
         yield encoder.piece(index, {"content_blocks": [{"index": place, "delta": told}]})
+    if called := cast("Json | None", message.get("function_call")):
+        yield encoder.piece(index, {"function_call": {**called, "arguments": ""}})
+        yield encoder.piece(index, {"function_call": {"arguments": called.get("arguments", "")}})
     for place, call in enumerate(cast(list[Json], message.get("tool_calls") or [])):
         function = cast(Json, call.get("function") or {})
         begun = {**call, "index": place, "function": {**function, "arguments": ""}}

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from loomgate.errors import bad_request
-from loomgate.gateway.fronts.chat_answer import cut, reason_of, usage_of, wants_usage
+from loomgate.gateway.fronts.chat_answer import ChunkEncoder, cut, reason_of, usage_of, whole
 from loomgate.gateway.fronts.collected import collected
 from loomgate.gateway.fronts.fields import clamped, converted, given, unknown
 from loomgate.gateway.fronts.front import About
@@ -77,54 +77,30 @@ def _check(body: _Body) -> None:
 _encode = msgspec.json.Encoder().encode
 
 
-def _frame(about: About) -> Json:
-    return {
-        "id": about.id,
-        "object": "text_completion",
-        "created": about.created,
-        "model": about.model,
-        "provider": about.provider,
-    }
-
-
-class CompletionEncoder:
+class CompletionEncoder(ChunkEncoder):
     """Writes one streamed answer as ``text_completion`` events. Refusals are text: the format has no other place."""
 
     def __init__(self, about: About) -> None:
-        self._about = about
-        self._frame = _encode(_frame(about))[:-1]
-        self._own_usage = wants_usage(about)
-        null = b',"usage":null' if self._own_usage else b""
+        super().__init__(about, "text_completion")
         self._head = b"data: " + self._frame + b',"choices":[{"text":'
-        self._tail = b',"index":0,"logprobs":null,"finish_reason":null}]' + null + b"}\n\n"
+        self._tail = b',"index":0,"logprobs":null,"finish_reason":null}]' + self._null + b"}\n\n"
 
     def feed(self, chunk: Chunk) -> bytes:
         """The events that ``chunk`` makes; the last chunk is a `Finish`, after which comes ``[DONE]``."""
         if isinstance(chunk, TextDelta | RefusalDelta):
             return self.piece(chunk.text)
         if isinstance(chunk, Finish):
-            return self.ended(_reason(chunk, self._about), usage_of(chunk.usage) if chunk.usage is not None else None)
+            usage = usage_of(chunk.usage) if chunk.usage is not None else None
+            return self.ended([_choice("", _reason(chunk, self._about))], usage)
         return b""
-
-    def error(self, message: str, type: str, code: str | None) -> bytes:
-        """One event with an ``error`` object, and no ``[DONE]`` (GATEWAY STM-07, STM-10)."""
-        told = {"message": message, "type": type, "param": None, "code": code}
-        return b"data: " + _encode({"error": told, "provider": self._about.provider}) + b"\n\n"
 
     def piece(self, text: str) -> bytes:
         """An event with more text."""
         return self._head + _encode(text) + self._tail
 
-    def ended(self, reason: str, usage: Json | None) -> bytes:
-        """The last events: the finish reason, and the usage as it was asked for."""
-        choices = _encode([{"text": "", "index": 0, "logprobs": None, "finish_reason": reason}])
-        last = b"data: " + self._frame + b',"choices":' + choices
-        if self._own_usage:
-            own = b"data: " + self._frame + b',"choices":[],"usage":' + _encode(usage)
-            return last + b',"usage":null}\n\n' + own + b"}\n\ndata: [DONE]\n\n"
-        if usage is not None and self._own_usage is None:
-            last += b',"usage":' + _encode(usage)
-        return last + b"}\n\ndata: [DONE]\n\n"
+
+def _choice(text: str, reason: str) -> Json:
+    return {"text": text, "index": 0, "logprobs": None, "finish_reason": reason}
 
 
 def _reason(finish: Finish, about: About) -> str:
@@ -162,11 +138,7 @@ class CompletionsFront:
         """The ``text_completion`` that ``chunks`` make."""
         found = collected(chunk for chunk in chunks if not isinstance(chunk, ToolCallDelta))
         text = found.text("text") + found.text("refusal")
-        choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": _reason(found.finish, about)}
-        answer = {**_frame(about), "choices": [choice]}
-        if found.finish.usage is not None:
-            answer["usage"] = usage_of(found.finish.usage)
-        return answer
+        return whole(about, "text_completion", _choice(text, _reason(found.finish, about)), found.finish)
 
     def encoder(self, about: About) -> CompletionEncoder:
         """A writer for one streamed answer."""
@@ -177,4 +149,6 @@ class CompletionsFront:
         encoder = CompletionEncoder(about)
         choice = cast(list[Json], answer.get("choices") or [{}])[0]
         pieces = [encoder.piece(text) for text in cut(choice.get("text") or "")]
-        return b"".join(pieces) + encoder.ended(choice.get("finish_reason") or "stop", answer.get("usage"))
+        return b"".join(pieces) + encoder.ended(
+            [_choice("", choice.get("finish_reason") or "stop")], answer.get("usage")
+        )

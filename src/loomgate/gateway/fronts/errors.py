@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import msgspec
 
+from loomgate.errors import ApiError
 from loomgate.providers.failure import masked
+from loomgate.wire.endpoints import Endpoint
 
 Json = dict[str, Any]
 
@@ -113,17 +115,6 @@ def error_body(provider: str, status: int, upstream_body: bytes, dialect: str) -
     return {"error": {"message": message, "type": type, "param": param, "code": code}, "provider": provider}
 
 
-def unreadable_body(provider: str, upstream_body: bytes) -> Json:
-    """The body for an answer with a success status that cannot be read (GATEWAY GERR-03): send it with status 502."""
-    found: Any
-    try:
-        found = msgspec.json.decode(upstream_body[: _LONGEST * 4])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = {"html-message": upstream_body[:_LONGEST].decode("utf-8", "replace")}
-    error = {"message": _said(provider, None, found), "type": None, "param": None, "code": None}
-    return {"error": error, "provider": provider}
-
-
 # --- for clients that speak Anthropic's format ---------------------------------------------------------------------
 
 _TYPES = {
@@ -165,7 +156,29 @@ def messages_error(status: int, message: str) -> Json:
     return {"type": "error", "error": {"type": type, "message": message}}
 
 
+# Endpoints whose clients read Anthropic's errors.
+ANTHROPIC = frozenset({"messages", "count_tokens"})
+
+
 def messages_error_body(provider: str, status: int, upstream_body: bytes, dialect: str) -> Json:
     """An endpoint's error in Anthropic's shape: the words as in `error_body`, the type by the status."""
     read, found = _read(upstream_body, dialect)
     return {**messages_error(status, _said(provider, read, found)), "provider": provider}
+
+
+# --- errors of our own -----------------------------------------------------------------------------------------------
+
+
+def refusal_body(error: ApiError, endpoint: Endpoint, provider: str = "") -> bytes:
+    """``error`` as a client of ``endpoint`` reads it, in JSON: the object that its SDK shows, OpenAI's or Anthropic's,
+    and the members that Portkey's clients read (GATEWAY VAL-06, VAL-21)."""
+    if endpoint.name in ANTHROPIC:
+        made: Json = messages_error(error.status, error.message)
+    else:
+        made = {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    made |= {"status": "failure", "message": error.message}
+    if provider:
+        made["provider"] = provider
+    if error.details:
+        made["errors"] = error.details
+    return _encode(made)
