@@ -135,7 +135,7 @@ async def running(
             application.gateway = gateway
             application.engine = engine
             metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
-            metrics.queue, metrics.connections = store.runs.queued, (lambda: store.connections)
+            metrics.queue, metrics.connections = store.runs.queue.waiting, (lambda: store.connections)
             application.metrics = metrics
             yield store
         finally:
