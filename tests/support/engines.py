@@ -112,6 +112,11 @@ class PostgresServer:
                 **self._as,
             )
         _wait_for(self.port, self._process, log)
+        # It takes connections before it answers, longer so after a crash.
+        command = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", str(int(_PATIENCE))]
+        end = time.monotonic() + _PATIENCE
+        while subprocess.run(command, check=False, cwd=self.folder).returncode and time.monotonic() < end:
+            time.sleep(0.02)  # noqa: TID251 - polls another process
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: by SIGINT, which breaks connections off; SIGQUIT is a crash, after which it recovers."""
