@@ -14,30 +14,40 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loomgate import clock
 from loomgate.bus import Bus
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig
 from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.counters import Counters
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.limits import Limits
 from loomgate.gateway.lookup import Lookup
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.saved import Saved, check_declared
+from loomgate.gateway.spending import Spending
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
+from loomgate.http.quota import quota_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
+
+if TYPE_CHECKING:
+    from redis import asyncio as redis_py
+
+    from loomgate.bus.connection import Redis
+    from loomgate.gateway.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +83,10 @@ async def running(
     """
     settings = application.settings
     check_declared(settings)
-    async with open_store(settings, exclusive=True, lost=lost) as store:
-        limits, metrics, spans = Limits(), Metrics(), spans_from()
+    redis = _redis(settings)
+    async with open_store(settings, exclusive=True, lost=lost) as store, redis_of(settings) as client:
+        counters = Counters(_shared(settings, client))
+        limits, metrics, spans = Limits(counters), Metrics(), spans_from()
         lookup = Lookup(Saved(store, settings))
         parents = await lookup.parents()
         limits.load(await store.ledger.spending(), parents)
@@ -87,6 +99,7 @@ async def running(
             forget=store.ledger.forget,
             days=settings.log_retention_days,
         )
+        spending = Spending(limits, parents, store.ledger.spent_lately)
         cache = AnswerCache(
             settings.cache_bytes,
             _embedder(settings, application),
@@ -94,7 +107,7 @@ async def running(
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
-        bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        bus = _bus(settings, redis)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
@@ -112,8 +125,12 @@ async def running(
             webhooks,
         )
         try:
+            await bus.start()
             await engine.start()
             meter.start()
+            if settings.postgres:  # which other nodes may be using
+                spending.start()
+            application.quota = quota_of(settings, counters)
             application.auth = Auth(store)
             application.gateway = gateway
             application.engine = engine
@@ -124,10 +141,66 @@ async def running(
         finally:
             application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
+            await bus.close()
+            if redis is not None:
+                await redis.close()
             await gateway.close()
             await meter.close()
+            await spending.close()
+            await counters.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)
+
+
+def _redis(settings: Settings) -> "Redis | None":
+    """The Redis of ``settings``, not opened yet. Raises `SettingError`."""
+    url = settings.redis_url.reveal()
+    if not url:
+        return None
+    from loomgate.bus.connection import Redis
+
+    try:
+        return Redis(url)
+    except ValueError as error:
+        raise SettingError("redis_url", f"the URL of a Redis ({error})") from None
+
+
+def _bus(settings: Settings, redis: "Redis | None") -> Bus:
+    seconds, size = settings.stream_retention_seconds, settings.stream_retention_bytes
+    if redis is None:
+        return LocalBus(retention_seconds=seconds, retention_bytes=size)
+    from loomgate.bus.redis import RedisBus
+
+    return RedisBus(redis, prefix=settings.redis_prefix, retention_seconds=seconds, retention_bytes=size)
+
+
+def _shared(settings: Settings, client: "redis_py.Redis | None") -> "Shared | None":
+    if client is None:
+        return None
+    from loomgate.gateway.shared import Shared
+
+    return Shared(client, settings.redis_prefix)
+
+
+@contextlib.asynccontextmanager
+async def redis_of(settings: Settings) -> AsyncGenerator["redis_py.Redis | None", None]:
+    """A client of the Redis that ``settings`` name, if they do. Nothing is asked of it yet."""
+    url = settings.redis_url.reveal()
+    if not url:
+        yield None
+        return
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    # One more try at once: connections that were kept are all broken after a restart of Redis.
+    client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its keyword arguments have no types
+        url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1), protocol=2
+    )
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:

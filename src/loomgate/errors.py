@@ -135,3 +135,7 @@ class StoreBusy(StoreError):
 
 class StoreAway(StoreError):
     """The store could not be reached for as long as it was waited for: the same may succeed once it is back."""
+
+
+class RedisAway(LoomgateError):
+    """Redis cannot be reached, or refuses: whether it did what it was asked is not known. Do without, or ask again."""

@@ -33,6 +33,7 @@ PLANS = {
     "accounts._DROP[integration]": "integrations key (workspace=? AND slug=?)",
     "accounts._MADE_FROM": "virtual_keys key (workspace=?)",
     "assistants._ROW": "assistants key (id=?)",
+    "assistants._FOR_CHANGE": "assistants key (id=?)",
     "assistants._UPDATE": "assistants key (id=?)",
     "assistants._DELETE": "assistants key (id=?)",
     "claims._NEXT_DUE": "ix_runs_due (due>?)",
@@ -68,6 +69,7 @@ PLANS = {
     "outbox._NEXT_ENDPOINT": "ix_deliveries_owed (endpoint>?)",
     "outbox._DISOWN": "deliveries key (id=?); ix_deliveries_owed (endpoint=?)",
     "rows._BY_ID": "runs key (id=?)",
+    "rows._LOCK": "threads key (id=?)",
     "rows._HOLDER": "uq_runs_holds (holds=?)",
     "rows._PUT": "runs key (id=?)",
     "rows._PROMOTE": "runs key (id=?); ix_runs_waiting (thread_id=?)",
@@ -80,6 +82,7 @@ PLANS = {
     "runs._HAS_USER": "ix_messages_thread_id_position (thread_id=?)",
     "runs._THREAD": "threads key (id=?)",
     "runs._RUN": "runs key (id=?); threads key (id=?)",
+    "runs._THREAD_OF": "runs key (id=?)",
     "runs._SPEC": "runs key (id=?)",
     "runs._PUT_BODY": "runs key (id=?)",
     "runs._STEP": "steps key (id=?)",
@@ -96,6 +99,7 @@ PLANS = {
     "runs._QUEUED": "ix_runs_due (due<?)",
     "runs._ACTIVE_OF_ALL": "ix_runs_due (due>?)",
     "threads._BODY": "threads key (id=?)",
+    "threads._FOR_CHANGE": "threads key (id=?)",
     "threads._UPDATE": "threads key (id=?)",
     "threads._DELETE": "threads key (id=?)",
     "threads._UNTAG": "ix_thread_tags_thread_id (thread_id=?)",
@@ -106,13 +110,14 @@ PLANS = {
     "threads._PURGE_SOME[1]": "steps key (id=?); ix_steps_thread_id (thread_id=?)",
     "threads._PURGE_SOME[2]": "runs key (id=?); ix_runs_thread_id_position (thread_id=?)",
     "threads._MESSAGE": "messages key (id=?); threads key (id=?)",
+    "threads._MESSAGE_FOR_CHANGE": "messages key (id=?); threads key (id=?)",
     "threads._DELETE_MESSAGE": "messages key (id=?)",
 }
 
 # A claim sorts what it has found, which is bounded; each search in it stops at its limit, or at the next workspace.
 _CANDIDATES = [
     "head key (id=?)",
-    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_owed (due>? AND due<?)",
     "ix_runs_queued (workspace=? AND due<?)",
@@ -123,6 +128,7 @@ CLAIMS = {
     "claims._ANY": _CANDIDATES,
     "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)"],
     "claims._ALONE": [],
+    "claims._CLOCK": [],
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.
@@ -137,6 +143,7 @@ WALKS = {
     "nodes._ANY[virtual_key]": "stops at the first",
     "nodes._ANY[integration]": "stops at the first",
     "threads._TO_PURGE": "stops at the first",
+    "threads._PURGE_NOW": "stops at the first that nobody else has",
 }
 
 # List -> the search that gives its rows in order, by the filters that are given. What is joined to it goes by its key.
@@ -204,8 +211,8 @@ def plan(connection: Connection, statement: Statement) -> str:
     """The same in the form of `PLANS`; a step that is not a search by an index stands as it is."""
     found: list[str] = []
     for step in steps(connection, statement):
-        if step.endswith("SUBQUERY 1"):
-            continue
+        if re.fullmatch(r"(LIST|SCALAR) SUBQUERY \d|MATERIALIZE picked|SCAN picked", step):
+            continue  # what was found, or picked, a moment before
         search = re.fullmatch(r"SEARCH (\w+) USING (?:COVERING )?INDEX (\w+) \((.*)\)", step)
         if search is None:
             found.append(step)

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import msgspec
@@ -99,15 +99,16 @@ class _Drive:
         if self._interruptible:
             self.task.cancel()
 
-    def present(self) -> tuple[Run, Step | None, Message | None] | None:
-        """The run, its open step and its open message as the events so far have told them; ``None`` when it is over."""
+    def present(self) -> tuple[Run, Step | None, Message | None, int] | None:
+        """The run, its open step and its open message as the events so far have told them, and the fencing token under
+        which they were told; ``None`` when it is over."""
         if self._run.status in lifecycle.SETTLED:
             return None
         step, message = (None, None) if self._turn is None else self._turn.present()
-        return self._run, step, message
+        return self._run, step, message, self.row.fence
 
     def _tell(self, told: list[bytes], *, settled: bool = False) -> None:
-        self._worker.bus.publish(self.row.id, told, settled=settled)
+        self._worker.bus.publish(self.row.id, told, settled=settled, fence=self.row.fence)
 
     async def _guarded(self) -> None:
         try:
@@ -135,6 +136,8 @@ class _Drive:
             log.warning("run %s could not be handed back, its lease will lapse: %s", self.row.id, error)
         else:
             self._worker.bus.poke()  # whoever is there to take it
+        if self._worker.bus.outlives:
+            return  # the viewers stay where they are, and another node goes on
         stopping = "The server is stopping. The run is kept and goes on; look on again with its stream."
         self._tell([events.error_event(stopping)], settled=True)
 
@@ -376,6 +379,7 @@ class Worker:
         self._away = False  # the leases could not be renewed the last time
         self._freed = asyncio.Event()
         bus.listeners.append(self._look_at)
+        bus.room = self._has_room
 
     def start(self) -> None:
         """Begin to claim, if that is what this worker is for."""
@@ -418,7 +422,7 @@ class Worker:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
-    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None] | None:
+    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None, int] | None:
         """What viewers of a run in this worker's hands have been told of it so far, else ``None``."""
         drive = self._drives.get(run_id)
         return None if drive is None else drive.present()
@@ -430,6 +434,9 @@ class Worker:
         if drive is not None:
             drive.interrupt("look")
             await asyncio.wait([drive.task], timeout=_TICK)
+
+    def _has_room(self) -> bool:
+        return bool(self._tasks) and not self._stopping and len(self._drives) < self.settings.concurrency
 
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
@@ -550,3 +557,12 @@ class Worker:
                     drive.interrupt("lost")
                 else:
                     drive.until = max(drive.until, until)
+            if self.bus.deaf():
+                await self._asked(held)
+
+    async def _asked(self, held: Mapping[str, _Drive]) -> None:
+        """See for ourselves which runs are to be cancelled: nobody can tell us now."""
+        with suppress(LoomgateError):
+            for id, drive in held.items():
+                if await self.store.runs.status(id, drive.row.fence) in lifecycle.RUN["cancel"].sources:
+                    drive.interrupt("look")

@@ -70,7 +70,6 @@ class Record:
 
     __slots__ = (
         "_attempts",
-        "_began",
         "_done",
         "_ended",
         "_first",
@@ -80,6 +79,7 @@ class Record:
         "_tail",
         "_trace",
         "answer",
+        "began",
         "body",
         "error",
         "request",
@@ -118,7 +118,7 @@ class Record:
         self._first: float | None = None
         self._trace = ""
         self._done = False
-        self._began = _monotonic()
+        self.began = _monotonic()
 
     @property
     def trace_id(self) -> str:
@@ -180,7 +180,7 @@ class Record:
             return
         self._done = True
         self._ended = clock.now()
-        self.seconds = _monotonic() - self._began
+        self.seconds = _monotonic() - self.began
         self.answer = answer
         self.status = status or answer.status
         self.stream = self._pieces is not None or answer.stream is not None or answer.chunks is not None
@@ -229,7 +229,7 @@ class Record:
             self.answer,
             self._ended,
             self.seconds,
-            None if self._first is None else self._first - self._began,
+            None if self._first is None else self._first - self.began,
             self.status,
             body,
             tail,

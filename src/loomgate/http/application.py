@@ -26,8 +26,10 @@ from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.metrics import metrics
 from loomgate.http.naming import NOTHING
+from loomgate.http.quota import Quota
 from loomgate.http.realtime import Realtime
 from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
+from loomgate.http.straight import Straight
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
 from loomgate.wire.endpoints import ENDPOINTS
@@ -41,8 +43,8 @@ _NOBODY = "unknown"  # the organization of an answer to a caller who is not know
 
 
 class Application:
-    """Routes requests to handlers. ``engine``, ``auth`` and ``metrics`` are put in before the first request and after
-    start-up; ``draining`` is set when the node is about to leave. Without ``api`` it answers probes alone.
+    """Routes requests to handlers. ``engine``, ``auth``, ``metrics`` and ``quota`` are put in before the first request
+    and after start-up; ``draining`` is set when the node is about to leave. Without ``api`` it answers probes alone.
 
     ``redis`` tells whether the Redis of the nodes answers, if they have one.
     """
@@ -55,7 +57,9 @@ class Application:
         self.engine: Engine | None = None
         self.auth: Auth | None = None
         self.gateway: Gateway | None = None
+        self.quota: Quota | None = None
         self._models = GatewayRoutes(self)
+        self.straight = Straight(self, self._models)
         self._realtime = Realtime(self)
         self.metrics: Metrics | None = None
         routes = [
@@ -84,6 +88,12 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if self.quota is not None and scope["type"] != "lifespan":
+            await self.quota.surround(self._answer, scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             if not self.api:
                 await send({"type": "websocket.close"})
@@ -204,6 +214,8 @@ class _Endpoint:
             scope, headers, azure=self._dialect.startswith("azure"), upstream=self._dialect != "portkey"
         )
         reply.organization = caller.workspace
+        if (quota := application.quota) is not None:
+            await quota.enter(scope, caller)
         raw_query: bytes = scope["query_string"]
         if caller.naming is not NOTHING:
             await engine.check(caller.workspace, caller.naming)

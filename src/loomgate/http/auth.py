@@ -50,6 +50,8 @@ class Caller(msgspec.Struct, frozen=True):
     key_id: str | None = None
 
 
+Known = tuple[str, Caller]  # a key, and what was found for it
+
 # Without keys, whoever is on this machine may do what the command line lets them do anyway.
 _NO_CALLER = Caller("default", keyless=True, admin=True)
 
@@ -70,10 +72,7 @@ class Auth:
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for headers
         that cannot be read.
         """
-        bearer = _bearer(headers) or _text(headers, b"x-api-key")
-        key = _text(headers, b"x-portkey-api-key")
-        if key is None and azure:
-            key = _text(headers, b"api-key")
+        bearer, key = _given(headers, azure=azure)
         own = bearer if key is not None and bearer not in (key, _PLACEHOLDER) else None
         if key is None:
             key = bearer
@@ -89,6 +88,17 @@ class Auth:
         if naming is NOTHING:
             return caller
         return Caller(caller.workspace, naming, caller.keyless, caller.admin, caller.key_id)
+
+    def known(self, headers: Headers) -> "Known | None":
+        """The key that a request with ``headers`` brings, if it was looked up a moment ago and is good."""
+        bearer, key = _given(headers, azure=False)
+        key = bearer if key is None else key
+        caller = None if key is None else self._known.known(key)
+        return None if key is None or caller is None else (key, caller)
+
+    def holds(self, known: "Known | None") -> bool:
+        """Whether that is still so."""
+        return known is not None and self._known.known(known[0]) is known[1]
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -132,6 +142,14 @@ def _unauthorized(message: str, code: str | None = None) -> ApiError:
 def _text(headers: Headers, name: bytes) -> str | None:
     value = headers.get(name)
     return value.decode("latin-1").strip() or None if value is not None else None
+
+
+def _given(headers: Headers, *, azure: bool) -> tuple[str | None, str | None]:
+    """The key in the place of OpenAI's or Anthropic's, and the one in that of Portkey's or Azure's."""
+    key = _text(headers, b"x-portkey-api-key")
+    if key is None and azure:
+        key = _text(headers, b"api-key")
+    return _bearer(headers) or _text(headers, b"x-api-key"), key
 
 
 def _bearer(headers: Headers) -> str | None:

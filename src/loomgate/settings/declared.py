@@ -337,6 +337,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             " with one is refused."
         ),
     ] = ""
+    workspace_requests_per_minute: Annotated[
+        int, Meta(ge=0, description="Most requests that a workspace may make within a minute; 0: no limit.")
+    ] = 0
+    workspace_concurrency: Annotated[
+        int, Meta(ge=0, description="Most requests of a workspace at a time, open streams included; 0: no limit.")
+    ] = 0
+    key_requests_per_minute: Annotated[
+        int, Meta(ge=0, description="Most requests that an API key may make within a minute; 0: no limit.")
+    ] = 0
+    key_concurrency: Annotated[
+        int, Meta(ge=0, description="Most requests of an API key at a time, open streams included; 0: no limit.")
+    ] = 0
     drain_seconds: Annotated[
         float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
     ] = 10.0

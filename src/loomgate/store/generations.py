@@ -34,15 +34,20 @@ class Generations:
     async def of(self, workspace: str) -> int:
         """The number of ``workspace``, at most a second old; 0 if nothing was ever declared there. Costs a lookup in a
         dict but once a second."""
-        known = self._known.known(workspace)
+        known = self.known(workspace)
         return (await self._known.get(workspace) or 0) if known is None else known
 
     async def _number(self, workspace: str) -> int:
         row = await self._db.row(_NUMBER, owner=workspace)
         return 0 if row is None else row[0]
 
+    def known(self, workspace: str) -> int | None:
+        """The number, if it was looked up within the last second."""
+        return self._known.known(workspace)
+
     async def moved(self, tx: Tx, workspace: str) -> None:
-        """Move the number on, with the transaction of the change."""
+        """Move the number on, with the transaction of the change, which begins with it: until the commit, nobody else
+        changes what this workspace declares."""
         await tx.run(_BUMP, owner=workspace)
 
     def forget(self, workspace: str) -> None:
