@@ -136,6 +136,8 @@ async def running(
             application.engine = engine
             metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
             metrics.queue, metrics.connections = store.runs.queued, (lambda: store.connections)
+            if redis is not None:
+                application.redis = metrics.redis = lambda: not redis.away
             application.metrics = metrics
             yield store
         finally:

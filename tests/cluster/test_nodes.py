@@ -91,7 +91,8 @@ def test_a_worker_drives_what_a_server_took(nodes: Nodes) -> None:
     assert probes == f"http://127.0.0.1:{port}"
     for path, status in (("/health", 200), ("/ready", 200), ("/metrics", 200), ("/v1/threads", 404), ("/", 404)):
         assert httpx.get(probes + path, trust_env=False).status_code == status, path
-    assert "loomgate_runs_active" in httpx.get(probes + "/metrics", trust_env=False).text
+    assert httpx.get(probes + "/ready", trust_env=False).json() == {"status": "ok", "redis": "ok"}
+    assert "loomgate_redis_up 1.0" in httpx.get(probes + "/metrics", trust_env=False).text
 
 
 def test_the_queue_can_be_seen(nodes: Nodes) -> None:
@@ -184,6 +185,17 @@ def test_a_stopping_worker_lets_a_run_finish_and_begins_no_other(nodes: Nodes) -
     assert api.ask("GET", f"/threads/{later['thread_id']}/runs/{later['id']}")["status"] == "queued"
 
 
+def test_a_node_without_its_redis_is_ready_and_says_so(nodes: Nodes) -> None:
+    away = f"redis://127.0.0.1:{free_port()}/0"
+    server, _ = nodes.serve(redis_url=away), nodes.worker(redis_url=away)
+    root = server.url.removesuffix("/v1")
+    found = httpx.get(root + "/ready", trust_env=False)
+    assert (found.status_code, found.json()) == (200, {"status": "ok", "redis": "away"})
+    assert "loomgate_redis_up 0.0" in httpx.get(root + "/metrics", trust_env=False).text
+    api = nodes.api(server)
+    api.becomes(api.run(api.thread("/say hello")), "completed")
+
+
 # --- a server that leaves ---
 
 
@@ -221,8 +233,9 @@ def test_a_stream_on_a_leaving_server_ends_with_words_and_goes_on_elsewhere(node
     last = re.findall(rb"^id: (.*)$", seen, re.MULTILINE)[-1]
     with elsewhere.http.stream("GET", path, headers={"last-event-id": last.decode()}) as answer:
         assert answer.status_code == 200
-        assert events(next(answer.iter_raw()))[0].startswith("thread.")  # where it was, or how it is now
-    elsewhere.becomes(run, "completed")
+        rest = answer.read()
+    assert events(rest)[-1] == "done"
+    assert "thread.run.completed" in events(rest)
     assert elsewhere.said(thread) == ["one\ntwo"]
     assert leaving.wait() == 0
 
