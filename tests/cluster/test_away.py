@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,21 @@ def test_a_change_of_a_config_reaches_every_node_within_a_second(
         admin.put(f"/configs/{slug}", {"config": {"override_params": {"model": "scripted-two"}}})
         eventually(lambda: model() == "scripted-two", patience=3)
     asyncio.run(databases.drop(url))
+
+
+def test_a_server_stops_in_time_though_its_database_is_away(
+    postgres: PostgresServer, make_nodes: Callable[[str], Nodes], tables: Callable[[str], None]
+) -> None:
+    tables(postgres.url())
+    nodes = make_nodes(postgres.url())
+    server = nodes.alone(drain_seconds="1", database_retry_seconds="2")
+    api = nodes.api(server)
+    api.run(thread := api.thread("/say one\n/wait 30\n/say two"))
+    until(lambda: api.said(thread), 10, "the first word")
+    postgres.stop()
+    told = clock.monotonic()
+    server.send(signal.SIGTERM)
+    assert server.wait(40) == 0, server.log
+    print(f"stopped {clock.monotonic() - told:.1f} s after the signal (drain_seconds: 1)")
+    assert clock.monotonic() - told < 12
+    assert "Traceback" not in server.log, server.log

@@ -1,11 +1,13 @@
 """Nodes in processes of their own: who may start beside whom, and what becomes of runs when one leaves."""
 
+import asyncio
 import re
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import httpx
 
 from loomgate import clock
@@ -75,6 +77,29 @@ def test_the_lock_is_taken_again_after_a_restart_of_the_database(
     api = nodes.api(first)
     run = api.run(api.thread("/say still there"))
     api.becomes(run, "completed")
+
+
+def test_a_server_that_finds_its_lock_taken_stops(nodes: Nodes, database_url: str) -> None:
+    server = nodes.alone()
+
+    async def take() -> None:
+        """Break the server's session off, and have the lock before it can take it again."""
+        connection = await asyncpg.connect(database_url)
+        held = "SELECT classid, objid, pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        [(high, low, pid)] = await connection.fetch(held)
+        number = (high << 32 | low) - (1 << 64 if high >> 31 else 0)
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        async with asyncio.timeout(10):
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", number):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while server.status is None:  # noqa: ASYNC110 - another process decides when
+                await asyncio.sleep(0.05)
+        await connection.close()
+
+    asyncio.run(take())
+    assert server.wait() == 1
+    assert "stopping: the database" in server.log
+    assert "in use by another server" in server.log
 
 
 # --- runs ---
