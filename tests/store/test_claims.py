@@ -188,6 +188,12 @@ class TestLimit:
         (again,) = await claim(store, 10, 1)
         assert (again.row.id, again.row.fence) == (first.id, 2)
 
+    async def test_runs_of_a_deleted_thread_take_no_place(self, store: Store) -> None:
+        run, _ = await queue(store, "many", 2)
+        await claim(store, 10, 1)
+        await store.threads.delete("many", run.thread_id)
+        assert by_workspace(await claim(store, 10, 1)) == {"many": 1}
+
     async def test_more_workspaces_at_their_limits_than_are_looked_at(
         self, store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -112,6 +112,10 @@ class PostgresServer:
                 **self._as,
             )
         _wait_for(self.port, self._process, log)
+        end = time.monotonic() + _PATIENCE
+        ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False, **self._as).returncode and time.monotonic() < end:
+            time.sleep(0.02)  # noqa: TID251 - polls another process
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: by SIGINT, which breaks connections off; SIGQUIT is a crash, after which it recovers."""

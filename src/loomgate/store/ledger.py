@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+import msgspec.structs
 import sqlalchemy as sa
 
 from loomgate import clock
 from loomgate.errors import bad_request
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx, upsert
+from loomgate.store.database import Database, Row, Statement, Tx, some_of, upsert
 from loomgate.wire.calls import CallFacts, CallRecord, first_log_id
 
 _c, _s = tables.calls, tables.spending
@@ -26,9 +27,11 @@ _key: sa.BindParameter[Any] = sa.bindparam("key")
 _count = sa.bindparam("count", type_=sa.Integer)
 
 _ADD = Statement(sa.insert(_c))
-_GET = Statement(sa.select(_c.c.body, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
+# What a row says of its call: `_facts` puts together what is in columns of its own and what is in the body.
+_FACTS = (_c.c.id, _c.c.status, _c.c.provider, _c.c.model, _c.c.trace_id, _c.c.body)
+_GET = Statement(sa.select(*_FACTS, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
 _FORGET = Statement(
-    sa.delete(_c).where(_c.c.id.in_(sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
+    sa.delete(_c).where(some_of(_c.c.id, sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
 )
 
 
@@ -115,7 +118,7 @@ class Ledger:
     async def get(self, workspace: str, id: str) -> CallRecord | None:
         """The record ``id`` with its bodies, or ``None``."""
         row = await self._db.row(_GET, owner=workspace, key=id)
-        return None if row is None else CallRecord(_decode(row[0]), row[1], row[2])
+        return None if row is None else CallRecord(_facts(workspace, row[:6]), row[6], row[7])
 
     async def page(self, workspace: str, query: CallQuery) -> CallPage:
         """Records without their bodies. Raises a 400 `ApiError` when ``after`` is no record of ``workspace``."""
@@ -138,7 +141,7 @@ class Ledger:
         async def work(tx: Tx) -> CallPage:
             rows = await tx.rows(statement, owner=workspace, count=query.limit + 1, **bounds, **given)
             found = rows[: query.limit]
-            records = [_decode(body) for _, body in found]
+            records = [_facts(workspace, row) for row in found]
             if len(rows) > query.limit:
                 return CallPage(records, found[-1][0])
             if boundary is None:
@@ -178,8 +181,17 @@ def today() -> int:
     return clock.timestamp() // _DAY
 
 
+def _facts(workspace: str, row: Row) -> CallFacts:
+    id, status, provider, model, trace_id, body = row
+    return msgspec.structs.replace(
+        _decode(body), id=id, workspace=workspace, status=status, provider=provider, model=model, trace_id=trace_id
+    )
+
+
 def _row(record: CallRecord) -> dict[str, Any]:
     facts = record.facts
+    # What has a column is not in the body as well: twice as many short records fit into a page.
+    rest = msgspec.structs.replace(facts, id="", workspace="", status=0, provider="", model="", trace_id="")
     return {
         "id": facts.id,
         "workspace": facts.workspace,
@@ -187,7 +199,7 @@ def _row(record: CallRecord) -> dict[str, Any]:
         "provider": facts.provider,
         "model": facts.model,
         "trace_id": facts.trace_id,
-        "body": _encode(facts),
+        "body": _encode(rest),
         "request": record.request,
         "response": record.response,
     }
@@ -203,7 +215,7 @@ def _spendings(records: list[CallRecord]) -> list[dict[str, Any]]:
             sum[1] += facts.prompt_tokens + facts.completion_tokens
     return [
         {"workspace": workspace, "virtual_key": key, "day": day, "cost": cost, "tokens": int(tokens)}
-        for (workspace, key, day), (cost, tokens) in sums.items()
+        for (workspace, key, day), (cost, tokens) in sorted(sums.items())  # in one order, or two nodes may deadlock
         if cost or tokens
     ]
 
@@ -218,7 +230,7 @@ def _page(bounds: tuple[str, ...], given: tuple[str, ...]) -> tuple[Statement, S
     made = _pages.get((bounds, given))
     if made is not None:
         return made
-    query = sa.select(_c.c.id, _c.c.body).where(_c.c.workspace == _owner)
+    query = sa.select(*_FACTS).where(_c.c.workspace == _owner)
     if "after" in bounds:
         query = query.where(_c.c.id < sa.bindparam("after"))
     if "since" in bounds:
@@ -231,9 +243,9 @@ def _page(bounds: tuple[str, ...], given: tuple[str, ...]) -> tuple[Statement, S
     searched = [name for name in given if name != "trace_id"]
     boundary = None
     if searched:
-        scan = query.add_columns(*(_c.c[name] for name in searched)).limit(_literal(_SCANNED)).subquery()
+        scan = query.limit(_literal(_SCANNED)).subquery()
         boundary = Statement(query.with_only_columns(_c.c.id).limit(_literal(1)).offset(_literal(_SCANNED - 1)))
-        query = sa.select(scan.c.id, scan.c.body).order_by(scan.c.id.desc())
+        query = sa.select(*(scan.c[column.name] for column in _FACTS)).order_by(scan.c.id.desc())
         query = query.where(*(scan.c[name] == sa.bindparam(name) for name in searched))
     made = _pages[bounds, given] = (Statement(query.limit(_count)), boundary)
     return made

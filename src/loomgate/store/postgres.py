@@ -19,7 +19,7 @@ import asyncpg.exceptions as pg
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as dialect_of_asyncpg
 
 from loomgate import clock
-from loomgate.errors import StoreBusy, StoreError
+from loomgate.errors import StoreAway, StoreBusy, StoreError
 from loomgate.store.database import Compiled, Row, Statement, Work
 from loomgate.store.dsn import Arguments, arguments
 
@@ -159,6 +159,17 @@ class PostgresDatabase:
             raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
         return cls(pool, given.place, wait_seconds=wait_seconds, retry_seconds=retry_seconds)
 
+    @property
+    def place(self) -> str:
+        """The server and database, without a secret."""
+        return self._place
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are at work, how many are open besides, and the most there may be."""
+        size, idle = int(self._pool.get_size()), int(self._pool.get_idle_size())
+        return size - idle, idle, int(self._pool.get_max_size())
+
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
 
@@ -230,7 +241,7 @@ class PostgresDatabase:
                 if isinstance(error, ValueError):  # a fault of ours: what was given does not fit its parameter
                     raise
                 if clock.monotonic() + pause >= end:
-                    raise StoreError(f"the database {self._place} cannot be used: {_words(error)}") from None
+                    raise StoreAway(f"the database {self._place} cannot be used: {_words(error)}") from None
                 log.info("trying again at the database: %s", _words(error))
             except pg.PostgresError as error:
                 raise StoreError(f"the database {self._place} refuses: {_words(error)}") from error

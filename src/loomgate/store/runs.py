@@ -43,6 +43,7 @@ _RUN = Statement(
     .join(_t, _t.c.id == _r.c.thread_id)
     .where(_r.c.id == _key, _r.c.thread_id == _thread, _t.c.workspace == _owner)
 )
+_THREAD_OF = Statement(sa.select(_r.c.thread_id).where(_r.c.id == _key))
 _SPEC = Statement(sa.select(_r.c.spec).where(_r.c.id == _key))
 _PUT_BODY = Statement(sa.update(_r).where(_r.c.id == _key).values(body=sa.bindparam("new_body")))
 _LIST = Listing(_r, "thread_id")
@@ -79,6 +80,7 @@ _HISTORY = Statement(
     sa.select(_m.c.place, _m.c.position, _m.c.body)
     .where(
         _m.c.thread_id == _key,
+        _m.c.place >= sa.bindparam("place"),  # implied by what follows, but PostgreSQL's planner does not see it
         _m.c.place < sa.bindparam("end"),
         sa.or_(
             _m.c.place > sa.bindparam("place"),
@@ -103,6 +105,9 @@ _OPEN_CALLS = Statement(
     sa.select(_s.c.body, _s.c.usage)
     .where(_s.c.run_id == _key, _s.c.status == sa.literal_column("'in_progress'"))
     .order_by(_s.c.position.desc())
+)
+_QUEUED = Statement(
+    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
 )
 _ACTIVE_OF_ALL = Statement(sa.select(sa.func.count()).select_from(_r).where(_r.c.due.is_not(None)))
 
@@ -136,10 +141,9 @@ class Runs:
         async def work(tx: Tx) -> Created:
             thread_body = None
             if thread is not None:
-                thread_body = await insert_thread(tx, workspace, thread, messages)
-                reserved = await rows.reserve(tx, workspace, run.thread_id, 1, 0)
+                position = len(messages) + 1
+                thread_body = await insert_thread(tx, workspace, thread, messages, positions=position)
                 meeting = rows.Meeting()
-                position = reserved.first
             else:
                 reserved = await rows.reserve(tx, workspace, run.thread_id, len(messages) + 1, len(messages))
                 rule = reserved.on_active_run or self._default_rule
@@ -343,6 +347,12 @@ class Runs:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
         return (await self._queue.next_due()) / 1000 - clock.now()
 
+    async def queued(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_QUEUED, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
+
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
         until = millis(clock.now() + lease_seconds)
@@ -400,24 +410,23 @@ class Runs:
         """
 
         async def work(tx: Tx) -> Applied:
-            current = await rows.run_row(tx, row.id)
-            if current is None or current.fence != row.fence:
-                raise LeaseLost(row.id)
+            current, first = await self._mine(tx, row, commit)
             for id in commit.drop_steps:
                 await tx.run(_DROP_STEP, key=id)
-            added = len(commit.open_messages)
+            gone = 0
             for id in commit.drop_messages:
-                added -= await tx.run(_DROP_MESSAGE, key=id)  # the client may have deleted it already
+                gone += await tx.run(_DROP_MESSAGE, key=id)
+            if gone < len(commit.drop_messages):  # the client had deleted some of them, which counted them off
+                await rows.reserve(tx, row.workspace, row.thread_id, 0, len(commit.drop_messages) - gone)
             bodies: dict[str, bytes] = {}
-            new = len(commit.open_steps) + len(commit.open_messages)
-            if new or added:
-                reserved = await rows.reserve(tx, row.workspace, row.thread_id, new, added)
+            if commit.open_messages:
                 written = await rows.insert_messages(
-                    tx, commit.open_messages, reserved.first + len(commit.open_steps), place=row.position
+                    tx, commit.open_messages, first + len(commit.open_steps), place=row.position
                 )
                 bodies.update(zip((message.id for message in commit.open_messages), written, strict=True))
-                for offset, step in enumerate(commit.open_steps):
-                    await tx.run(_INSERT_STEP, **_step_row(step, reserved.first + offset, commit.turn))
+            if commit.open_steps:
+                opened = [_step_row(step, first + offset, commit.turn) for offset, step in enumerate(commit.open_steps)]
+                await tx.insert(_INSERT_STEP, opened)
             for message in commit.put_messages:
                 bodies[message.id] = await rows.put_written(tx, message)
             for step, usage in commit.put_steps:
@@ -432,6 +441,26 @@ class Runs:
 
         return await self._db.write(work)
 
+    async def _mine(self, tx: Tx, row: RunRow, commit: Commit) -> tuple[RunRow, int]:
+        """The row as it is now, and the first order key for what ``commit`` opens; the thread, if it changes, and the
+        run are locked. Raises `LeaseLost`."""
+        first, refusal = 0, None
+        if commit.open_steps or commit.open_messages or commit.drop_messages:
+            new = len(commit.open_steps) + len(commit.open_messages)
+            added = len(commit.open_messages) - len(commit.drop_messages)
+            try:
+                first = (await rows.reserve(tx, row.workspace, row.thread_id, new, added)).first
+            except ApiError as error:  # the thread is full, or gone, and so is the lease
+                refusal = error
+        elif commit.verb is not None and lifecycle.RUN[commit.verb].target in lifecycle.TERMINAL:
+            await rows.lock_thread(tx, row.thread_id)
+        current = await rows.run_row(tx, row.id)
+        if current is None or current.fence != row.fence:
+            raise LeaseLost(row.id)
+        if refusal is not None:
+            raise refusal
+        return current, first
+
     async def end(
         self, id: str, verb: RunVerb, *, fence: int | None = None, failure: Failure | None = None
     ) -> Ended | None:
@@ -439,6 +468,9 @@ class Runs:
         somebody who found it past its time. ``None`` when the run is gone or its status does not allow ``verb``."""
 
         async def work(tx: Tx) -> Ended | None:
+            place = await tx.row(_THREAD_OF, key=id)
+            if place is not None:
+                await rows.lock_thread(tx, place[0])
             row = await rows.run_row(tx, id)
             if row is None or (fence is not None and row.fence != fence):
                 if fence is not None:
