@@ -128,6 +128,7 @@ CLAIMS = {
     "claims._ANY": _CANDIDATES,
     "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)"],
     "claims._ALONE": [],
+    "claims._CLOCK": [],
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.

@@ -178,12 +178,13 @@ class Redis:
 
     def lost(self, error: Exception) -> RedisAway:
         """Take down that Redis could not be reached."""
+        why = str(error) or "no answer in time"
         if not self.away:
-            log.warning("Redis cannot be reached, going on without it: %s", error)
+            log.warning("Redis cannot be reached, going on without it: %s", why)
         self.away = True
         self._failures += 1
         self._failed = clock.monotonic()
-        return RedisAway(str(error))
+        return RedisAway(why)
 
     def found(self) -> None:
         """Take down that it could."""

@@ -116,7 +116,9 @@ class RedisSubscription(Subscription):
         self._order: Order | None = None  # of what was read so
         self._lost = False  # the present state has to come before anything else
         self._told = False
-        self._mark = ""
+        self._mark = ""  # of the entry that this stream begins with
+        self._fence = 0
+        self._early: list[Entry] = []  # what is to be told after it, but came before
         self._last: Entry | None = None
         self._certain = False  # that the `DONE` at hand is the end
         self._suspects = False  # that the run is over and nobody said so
@@ -140,8 +142,10 @@ class RedisSubscription(Subscription):
         self._woken.set()
 
     def begin_with(self, mark: str) -> None:
-        """Pass over what comes before the entry with ``mark``."""
+        """Begin with the entry with ``mark``. Of what comes before, that is of before which was told under a fencing
+        token known by now; the next worker may have been quicker than the node that woke it."""
         self._mark = mark
+        self._fence = self._channel.order.fence
 
     def go_on(self, rows: list[Row], index: int) -> None:
         """Begin after the ``index``-th event of the first one of ``rows``, then with the others."""
@@ -244,10 +248,18 @@ class RedisSubscription(Subscription):
         if entry.kind & GAP:
             self.lose()
             self.at = max(self.at, at)
-        elif not entry.kind & STATE and self._mark in ("", entry.mark):
+        elif entry.kind & STATE:
+            pass
+        elif self._mark in ("", entry.mark):
             self._mark = ""
             self._last = entry
             self._pending.extend((id_of(at, index), event) for index, event in enumerate(entry.events))
+            if self._early:
+                late = [event for _, event in self._pending] + [e for early in self._early for e in early.events]
+                self._early.clear()
+                self._begin(late, no_id(at), id_of(at, len(entry.events) - 1))
+        elif entry.fence > self._fence:
+            self._early.append(entry)
         return True
 
     async def _wait(self, seconds: float) -> None:
@@ -277,12 +289,19 @@ class RedisSubscription(Subscription):
         """After a long silence: a run that is over without having said so ends here all the same. Whoever should have
         said it may have died between its commit and its word, or Redis forgot it."""
         self._look_at = clock.monotonic() + (_AWAY_SECONDS if self._bus.away else _DOUBT_SECONDS)
-        if self._bus.held(self._channel.run_id) is not None:
+        held = self._bus.held(self._channel.run_id)
+        if held is not None:
+            if self._bus.away:
+                self._stop_gap(State(held.events, over=False))
             return
         state = await self._stored()
-        if state is None or not state.over:
+        if state is None:
             self._suspects = False
-        elif self._suspects or self._bus.away:
+        elif self._bus.away:
+            self._stop_gap(state)
+        elif not state.over:
+            self._suspects = False
+        elif self._suspects:
             self._begin_with_state(state)
         else:
             self._suspects = True
@@ -341,11 +360,16 @@ class RedisSubscription(Subscription):
             await self._take_state()
             return
         state = await self._stored()
-        if state is not None and (state.over or not self._told):
-            self._begin_with_state(state)
-            self._lost = not state.over  # there will be more to tell when Redis is back
-        else:
+        if state is None or not self._stop_gap(state):
             await self._sleep(min(seconds, _AWAY_SECONDS))
+
+    def _stop_gap(self, state: State) -> bool:
+        """While Redis is away: end the stream of a run that is over; show another one to who has seen nothing yet."""
+        if self._told and not state.over:
+            return False
+        self._begin_with_state(state)
+        self._lost = not state.over  # there will be more to tell when Redis is back
+        return True
 
     async def _take_state(self) -> None:
         asked = False
@@ -398,6 +422,7 @@ class RedisSubscription(Subscription):
     def _begin(self, events: list[bytes], inside: str, end: str) -> None:
         """Tell ``events``; who breaks off inside of them has not seen all of the state, and gets it once more."""
         self._mark = ""
+        self._early.clear()
         self._pending.clear()
         self._pending.extend((inside, event) for event in events[:-1])
         self._pending.extend((end, event) for event in events[-1:])

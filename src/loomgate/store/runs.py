@@ -353,6 +353,10 @@ class Runs:
         row = await self._db.row(_QUEUED, now=millis(now))
         return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
 
+    async def clock_ahead(self) -> float:
+        """By how many seconds this host's clock is ahead of the database's; 0 where they are one."""
+        return await self._queue.clock_ahead()
+
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
         until = millis(clock.now() + lease_seconds)
