@@ -108,6 +108,8 @@ class Straight:
 
     def other(self, protocol: "Protocol") -> ASGIApp:
         """Answers a request that is not taken, in a task, after which one like it may be."""
+        if self._application.quota is not None:
+            return self._application  # which sees the request's end
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             request = await self._routes(scope, receive, send, _CHAT, _CHAT.path)
