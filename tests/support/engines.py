@@ -112,6 +112,10 @@ class PostgresServer:
                 **self._as,
             )
         _wait_for(self.port, self._process, log)
+        end = time.monotonic() + _PATIENCE
+        ready = [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False, **self._as).returncode and time.monotonic() < end:
+            time.sleep(0.02)  # noqa: TID251 - polls another process
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop it: by SIGINT, which breaks connections off; SIGQUIT is a crash, after which it recovers."""
@@ -177,6 +181,7 @@ class Databases:
         self.server_url = server_url
         self._template = f"loomgate_{secrets.token_hex(4)}"
         self._made = 0
+        self._has_template = False
 
     def named(self, name: str) -> str:
         """The URL of the database ``name`` on the same server."""
@@ -205,7 +210,8 @@ class Databases:
         """The URL of a new database with the tables of this version."""
         from loomgate.store import schema
 
-        if not self._made:
+        if not self._has_template:
+            self._has_template = True
             await self._do(f"CREATE DATABASE {self._template} TEMPLATE template0")
             await schema.create_postgres(self.named(self._template))
         self._made += 1

@@ -15,10 +15,12 @@ from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 
 _LONGEST = 4 * 1024 * 1024  # bytes of a batch object
 _OUTPUT = "/output"
+_MODEL = "x-portkey-provider-model"
 
 
 class _Batch(msgspec.Struct):
     status: str = ""
+    model: str | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
 
@@ -50,7 +52,11 @@ async def output(request: Request, call: Callable[[Request], Awaitable[Answer]])
     file = batch.output_file_id or batch.error_file_id
     if not file:
         raise ApiError(404, f"This batch has no output: its status is '{batch.status[:50]}'.", code="no_batch_output")
-    return await call(_asking(request, ENDPOINTS["files"], f"/files/{quote(file, safe='')}/content"))
+    asking = _asking(request, ENDPOINTS["files"], f"/files/{quote(file, safe='')}/content")
+    if batch.model and _MODEL not in asking.headers:
+        # Where a file's lines are translated, not all of them tell what model has answered (TR-25).
+        asking.headers = {**asking.headers, _MODEL: batch.model}
+    return await call(asking)
 
 
 def _asking(request: Request, endpoint: Endpoint, path: str) -> Request:

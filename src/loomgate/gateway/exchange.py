@@ -5,6 +5,7 @@ endpoint's status, headers and failure become. What must not: whether it is trie
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 
 import msgspec
@@ -18,13 +19,15 @@ from loomgate.gateway.fronts.errors import ANTHROPIC, error_body, messages_error
 from loomgate.gateway.fronts.front import About, Encoder, answer_id
 from loomgate.gateway.fronts.messages import MessagesFront
 from loomgate.gateway.gather import led
+from loomgate.gateway.jobs import JOBS, worked
 from loomgate.gateway.realtime import open_session, realtime_call
 from loomgate.gateway.resolve import Resolved
 from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
-from loomgate.providers.dialect import Decoder, HttpCall, Target
+from loomgate.providers.dialect import Auth, Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
-from loomgate.providers.operations import Passes, dialect_of, operation, proxied
+from loomgate.providers.jobs.job import Verbs
+from loomgate.providers.operations import Passes, dialect_of, operation, proxied, verbs_of
 from loomgate.providers.transport import Line, Reply, Started, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
@@ -139,6 +142,8 @@ class Exchange:
         if not request.endpoint.mapped:
             call = proxied(request.method, request.path, request.query, request.headers, request.body, target)
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
+        if name in JOBS and (verbs := verbs_of(target, name)) is not None:
+            return await self._worked(request, resolved, target, effective, fields, timeouts, verbs)
         doing = None if request.chat is not None else operation(target, name, resolved.model)
         if doing is not None:
             raw = request.body if fields is request.fields else None
@@ -178,6 +183,29 @@ class Exchange:
         answer.headers += _passing(reply)
         answer.release = reply.close
         return answer
+
+    async def _worked(
+        self,
+        request: Request,
+        resolved: Resolved,
+        target: Target,
+        effective: Effective,
+        fields: Fields,
+        timeouts: Timeouts,
+        verbs: Verbs,
+    ) -> Answer:
+        """What a vendor's own files and jobs answer (TR-25)."""
+        more = _forwarded(request, effective, target)
+
+        async def send(call: HttpCall, auth: Auth | None) -> Reply:
+            call = msgspec.structs.replace(call, headers={**call.headers, **more}, public_only=target.public_only)
+            return await self._transport.send(call if auth is None else auth(call), timeouts)
+
+        async def fetch(call: HttpCall) -> Reply:
+            return await self._transport.send(call, timeouts)
+
+        answer = await worked(request, target, resolved.provider, fields, verbs, (send, fetch))
+        return answer if isinstance(answer, Answer) else unsupported(request, resolved.provider, answer)
 
     async def _opened(
         self, request: Request, resolved: Resolved, target: Target, effective: Effective, timeouts: Timeouts
@@ -296,7 +324,8 @@ def failed(request: Request, provider: str, error: ProviderError) -> Answer:
     """The answer for an exchange that broke (RTY-10)."""
     status = error.status if error.status is not None and error.status >= 400 else _STATUS.get(error.kind, 502)
     type = _TYPE.get(error.kind, "api_error")
-    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind)
+    waits = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    told = ApiError(status, f"{provider} error: {error.message}", type=type, code=error.kind, headers=waits)
     return refused(request, told, provider, error)
 
 
@@ -319,9 +348,9 @@ def timed_out(milliseconds: int) -> Answer:
     return Answer(408, _encode(made), headers=[JSON])
 
 
-def unsupported(request: Request, provider: str) -> Answer:
-    """GERR-04."""
-    message = f"{request.endpoint.inner} is not supported by {provider}"
+def unsupported(request: Request, provider: str, inner: str = "") -> Answer:
+    """GERR-04; ``inner``: of the endpoint's names that of what is asked."""
+    message = f"{inner or request.endpoint.inner} is not supported by {provider}"
     answer = refused(
         request, ApiError(500, message, code="unsupported_endpoint"), meant=ProviderError("route", message)
     )

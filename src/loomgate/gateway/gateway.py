@@ -159,9 +159,12 @@ class Gateway:
                 request = request.with_form_model(resolved.model)
             elif resolved.model != model:
                 fields = {**fields, "model": resolved.model}
-            for budget in resolved.budgets if request.ahead is None else ():
-                if (refusal := self._limits.admit(budget.id, budget.limits, budget.since)) is not None:
-                    raise refusal
+            if (
+                resolved.budgets
+                and request.ahead is None  # else it was let in already
+                and (refusal := await self._limits.admitted(resolved.budgets)) is not None
+            ):
+                raise refusal
         guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
         if guard is not None and (refused := await guard.admits(fields)) is not None:
             return refused

@@ -47,6 +47,7 @@ def about_of(request: Request, answer: Answer) -> About:
         model=answer.model,
         provider=answer.provider,
         strict=request.naming.strict,
+        asked=request.fields if request.chat is None else {},
     )
 
 

@@ -164,8 +164,9 @@ class Straight:
         if resolved.expires_at is not None and clock.now() >= resolved.expires_at:
             return False
         budgets = resolved.budgets
-        # With several, one that lets it in would count it again when another's refusal is told.
-        if len(budgets) > 1:
+        # With several, one that lets it in would count it again when another's refusal is told; what all nodes count
+        # is waited for.
+        if len(budgets) > 1 or (budgets and self._limits.shared):
             return False
         admit = partial(self._admits, budgets[0]) if budgets else None
         record = self._meter.begin(request)

@@ -22,7 +22,7 @@ from loomgate.gateway.fronts.errors import refusal_body
 from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
-from loomgate.http.faults import overloaded, server_error
+from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
@@ -115,8 +115,8 @@ class GatewayRoutes:
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
             await _send_refusal(send, scope, head, error, endpoint)
-        except StoreError:
-            log.exception("request %s: the store cannot be used", request_id)
+        except StoreError as failure:
+            log_store_error(f"request {request_id}", failure)
             error = overloaded()
             await _send_refusal(send, scope, head, error, endpoint)
         except Left:
@@ -154,6 +154,8 @@ class GatewayRoutes:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         azure: bool = scope["path"].startswith(_AZURE)
         caller = await auth.caller(scope, headers, azure=azure)
+        if (quota := self._application.quota) is not None:
+            await quota.enter(scope, caller)
         if path.startswith(_PROMPTS):
             raise ApiError(
                 404,

@@ -23,6 +23,10 @@ _TRUE = frozenset({"true", "1", "yes"})
 
 # Names that OpenAI's or Anthropic's own headers have as well: read where they are sent on (`gateway/exchange`).
 _ELSEWHERE = frozenset({"openai-beta", "anthropic-beta", "anthropic-version"})
+# About files and jobs (RH-23): read where they are, by `providers/jobs`.
+_JOBS = frozenset(
+    {"file-purpose", "file-upload-size", "provider-file-name", "provider-model", "provider-batch-endpoint"}
+)
 # Without effect in the reference (RH-22), and facts about the client.
 _IDLE = frozenset("mode retry-count cache runtime runtime-version package-version os arch".split())
 
@@ -70,7 +74,7 @@ def _read(given: tuple[tuple[bytes, bytes], ...], own: str | None) -> Naming:
         reader = _READERS.get(name)
         if reader is not None:
             reader(found, text)
-        elif name in _ELSEWHERE or name in _IDLE:
+        elif name in _ELSEWHERE or name in _JOBS or name in _IDLE:
             continue
         elif (option := OPTION_HEADERS.get(name)) is not None:
             options[option] = text

@@ -92,6 +92,8 @@ class Straight:
 
     def take(self, protocol: "Protocol", cycle: "Cycle") -> bool:
         """Begin to answer the request of ``cycle``, all of which is here; False if that needs a task."""
+        if self._application.quota is not None:
+            return False  # its limits are asked for on the other way
         client, auth, gateway = protocol.straight_client, self._application.auth, self._application.gateway
         if client is None or gateway is None or auth is None or client.way is None or client.auth is not auth:
             return False

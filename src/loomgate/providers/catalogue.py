@@ -52,6 +52,10 @@ _AWS = frozenset(
     "aws_access_key_id aws_secret_access_key aws_session_token aws_region aws_role_arn aws_auth_type "
     "aws_external_id".split()
 )
+_S3 = frozenset(
+    "aws_s3_bucket aws_s3_object_key aws_bedrock_model amz_server_side_encryption "
+    "amz_server_side_encryption_aws_kms_key_id".split()
+)
 _SAGEMAKER = {
     "X-Amzn-SageMaker-" + "-".join(word.capitalize() for word in name.split("_")): "amzn_sagemaker_" + name
     for name in "custom_attributes target_model target_variant target_container_hostname inference_id "
@@ -181,10 +185,15 @@ _ROWS = (
             "generate_image": "/v1/publishers/google/models/{model}:predict",
             "messages": "/v1/publishers/anthropic/models/{model}:rawPredict",
             "count_tokens": "/v1/publishers/anthropic/models/count-tokens:rawPredict",
+            "files": "/storage/v1/b",
+            "batches": "/v1/batchPredictionJobs",
+            "fine_tuning": "/v1/tuningJobs",
         },
         auth="service_account",
         takes=frozenset({"project", "region"}),
-        options=frozenset({"vertex_project_id", "vertex_region", "vertex_service_account_json"}),
+        options=frozenset(
+            {"vertex_project_id", "vertex_region", "vertex_service_account_json", "vertex_storage_bucket_name"}
+        ),
         dialect="vertex-ai",
         models=("google/gemini-*", "publishers/google/models/*"),
     ),
@@ -197,11 +206,14 @@ _ROWS = (
             "embed": "/model/{model}/invoke",
             "generate_image": "/model/{model}/invoke",
             "messages": "/model/{model}/converse-stream",
+            "files": "/",
+            "batches": "/model-invocation-job",
+            "fine_tuning": "/model-customization-jobs",
         },
         auth="aws",
         service="bedrock",
         takes=frozenset({"region", "aws_access_key_id"}),
-        options=_AWS,
+        options=_AWS | _S3,
         drop=_PLAIN_TOOLS,
         models=_BEDROCK,
         dialect="bedrock",
@@ -224,6 +236,8 @@ _ROWS = (
             "complete": "/v1/generate",
             "embed": "/v2/embed",
             "rerank": "/v2/rerank",
+            "files": "/v1/datasets",
+            "batches": "/v2/batches",
             "models": "/v1/models",
         },
         drop=_PLAIN_TOOLS,
@@ -306,7 +320,14 @@ _ROWS = (
     Vendor(
         name="fireworks-ai",
         base_url="https://api.fireworks.ai/inference/v1",
-        endpoints={**_at("c t e"), "generate_image": "/image_generation/{model}"},
+        endpoints={
+            **_at("c t e"),
+            "generate_image": "/image_generation/{model}",
+            "files": "/datasets",
+            "batches": "/batchInferenceJobs",
+            "fine_tuning": "/supervisedFineTuningJobs",
+        },
+        options=frozenset({"fireworks_account_id"}),
         rename=_OLD,
         drop=_PLAIN_TOOLS,
         models=("accounts/fireworks/*",),

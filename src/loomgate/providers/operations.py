@@ -16,6 +16,11 @@ from loomgate.providers.bedrock import Bedrock
 from loomgate.providers.cohere import Cohere
 from loomgate.providers.dialect import Dialect, HttpCall, Target
 from loomgate.providers.gemini import Gemini
+from loomgate.providers.jobs import bedrock as bedrock_jobs
+from loomgate.providers.jobs import cohere as cohere_jobs
+from loomgate.providers.jobs import fireworks as fireworks_jobs
+from loomgate.providers.jobs import vertex as vertex_jobs
+from loomgate.providers.jobs.job import Verbs
 from loomgate.providers.openai import OpenAI
 from loomgate.providers.operation import Asked, Fields, Made, Operation, encode
 from loomgate.providers.own import (
@@ -85,13 +90,15 @@ def dialect_of(target: Target, model: str | None = None, endpoint: EndpointName 
 
 
 def operation(target: Target, endpoint: EndpointName, model: str | None = None) -> Operation | None:
-    """What to do with a request for ``endpoint``: None where it is played by a dialect (`dialect_of`), or not offered
-    at all (GATEWAY GERR-04)."""
+    """What to do with a request for ``endpoint``: None where it is played by a dialect (`dialect_of`), is done by
+    verbs (`verbs_of`), or not offered at all (GATEWAY GERR-04)."""
     vendor = target.vendor
     if endpoint not in vendor.endpoints:
         return None
     if endpoint == "chat" and vendor.dialect == "openai":
         return _CHAT  # what most calls are
+    if endpoint in _JOB_ENDPOINTS and vendor.name in _JOBS:
+        return None
     own = _OWN.get((vendor.name, endpoint))
     if own is not None:
         return own
@@ -105,6 +112,20 @@ def operation(target: Target, endpoint: EndpointName, model: str | None = None) 
     return _PASSES[endpoint]
 
 
+def verbs_of(target: Target, endpoint: EndpointName) -> Verbs | None:
+    """What is done with requests for files and jobs of a vendor whose are not OpenAI's (GATEWAY TR-25); None for any
+    other vendor. The vendor's row says which of the endpoints it has: to others there is no verb."""
+    found = _JOBS.get(target.vendor.name)
+    return found if found is None or endpoint in target.vendor.endpoints else {}
+
+
+_JOB_ENDPOINTS = frozenset({"files", "batches", "fine_tuning"})
+_JOBS: dict[str, Verbs] = {
+    "bedrock": bedrock_jobs.VERBS,
+    "cohere": cohere_jobs.VERBS,
+    "fireworks-ai": fireworks_jobs.VERBS,
+    "vertex-ai": vertex_jobs.VERBS,
+}
 _OWN: dict[tuple[str, EndpointName], Operation] = {
     **{(vendor, "embed"): made for vendor, made in embeddings.TABLE.items()},
     **{(vendor, "generate_image"): made for vendor, made in images.TABLE.items()},

@@ -2,7 +2,7 @@
 
 What must live here: the canonical form of a request and its signature, and which region an address is in. What must
 not: where keys come from (the settings) and what is sent. Rules: "Signature Version 4 signing process" of AWS's
-documentation; a path is encoded a second time, as every service but S3 has it.
+documentation; a path is encoded a second time, for every service but S3.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class SigV4(msgspec.Struct, frozen=True, kw_only=True):
         request = "\n".join(
             (
                 method,
-                quote(parts.path or "/", safe="/-._~"),
+                (parts.path or "/") if self.service == "s3" else quote(parts.path or "/", safe="/-._~"),
                 _query(parts.query),
                 *(f"{name}:{canonical[name]}" for name in names),
                 "",

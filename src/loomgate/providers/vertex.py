@@ -47,8 +47,11 @@ def _checked(name: str, model: str) -> str:
     return name
 
 
-def _place(target: Target, version: str) -> str:
-    """The address of the target's project and region, with a slash at its end."""
+def place(target: Target, version: str) -> str:
+    """The address of the target's project and region, with a slash at its end.
+
+    Raises `ProviderError` ``invalid`` without a project.
+    """
     if target.project is None:
         said = "The provider 'vertex-ai' needs vertex_project_id, or a service account, which names its project."
         raise ProviderError("invalid", said)
@@ -67,8 +70,8 @@ def predict_url(model: str | None, target: Target) -> str:
     """Where one of Google's models that do not chat (embeddings, Imagen) is asked."""
     publisher, name = split(model)
     if publisher == "endpoints":
-        return f"{_place(target, 'v1')}endpoints/{name}:predict"
-    return f"{_place(target, 'v1')}publishers/{publisher}/models/{name}:predict"
+        return f"{place(target, 'v1')}endpoints/{name}:predict"
+    return f"{place(target, 'v1')}publishers/{publisher}/models/{name}:predict"
 
 
 class _Elsewhere:
@@ -107,10 +110,10 @@ class _Elsewhere:
             body["model"] = name
         elif publisher == "meta":
             body["model"] = f"meta/{name}"
-            return f"{_place(target, 'v1beta1')}endpoints/openapi/chat/completions"
+            return f"{place(target, 'v1beta1')}endpoints/openapi/chat/completions"
         else:
             body.pop("model", None)
-            return f"{_place(target, 'v1beta1')}endpoints/{name}/chat/completions"
+            return f"{place(target, 'v1beta1')}endpoints/{name}/chat/completions"
         return _raw_predict(publisher, name, target, stream=body.get("stream") is True)
 
 
@@ -121,7 +124,7 @@ def _as_anthropic(body: Fields) -> None:
 
 def _raw_predict(publisher: str, name: str, target: Target, *, stream: bool) -> str:
     verb = "streamRawPredict" if stream else "rawPredict"
-    return f"{_place(target, 'v1')}publishers/{publisher}/models/{name}:{verb}"
+    return f"{place(target, 'v1')}publishers/{publisher}/models/{name}:{verb}"
 
 
 _DIALECTS: dict[str, Dialect] = {

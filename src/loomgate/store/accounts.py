@@ -195,10 +195,10 @@ class Accounts:
         row = self._row(made)
 
         async def work(tx: Tx) -> Account | None:
+            await self._generations.moved(tx, made.workspace)
             if await tx.row(_BY_SLUG[self.kind], owner=made.workspace, key=made.slug) is not None:
                 return None
             await tx.run(_ADD[self.kind], **row)
-            await self._generations.moved(tx, made.workspace)
             return made
 
         done = await self._db.write(work)
@@ -231,6 +231,7 @@ class Accounts:
         """
 
         async def work(tx: Tx) -> Account | None:
+            await self._generations.moved(tx, workspace)
             row = await self._row_of(tx, workspace, key)
             if row is None:
                 return None
@@ -240,7 +241,6 @@ class Accounts:
             await tx.run(
                 _CHANGE[self.kind], owner=workspace, key=before.slug, **{f"new_{name}": new[name] for name in _CHANGING}
             )
-            await self._generations.moved(tx, workspace)
             return after
 
         done = await self._db.write(work)
@@ -251,10 +251,8 @@ class Accounts:
         """Forget the row; ``False`` when there is none of this slug."""
 
         async def work(tx: Tx) -> bool:
-            gone = bool(await tx.run(_DROP[self.kind], owner=workspace, key=slug))
-            if gone:
-                await self._generations.moved(tx, workspace)
-            return gone
+            await self._generations.moved(tx, workspace)
+            return bool(await tx.run(_DROP[self.kind], owner=workspace, key=slug))
 
         done = await self._db.write(work)
         self._generations.forget(workspace)

@@ -15,9 +15,9 @@ from loomgate.wire.page import Page, PageQuery
 
 _t = tables.assistants
 _INSERT = Statement(sa.insert(_t))
-_ROW = Statement(
-    sa.select(_t.c.body, _t.c.private).where(_t.c.id == sa.bindparam("key"), _t.c.workspace == sa.bindparam("owner"))
-)
+_row = sa.select(_t.c.body, _t.c.private).where(_t.c.id == sa.bindparam("key"), _t.c.workspace == sa.bindparam("owner"))
+_ROW = Statement(_row)
+_FOR_CHANGE = Statement(_row.with_for_update())
 _UPDATE = Statement(
     sa.update(_t)
     .where(_t.c.id == sa.bindparam("key"))
@@ -84,7 +84,7 @@ class Assistants:
         """Replace the assistant by what ``change`` makes of it, in one transaction; answers the new body."""
 
         async def work(tx: Tx) -> bytes:
-            row = await tx.row(_ROW, key=id, owner=workspace)
+            row = await tx.row(_FOR_CHANGE, key=id, owner=workspace)
             if row is None:
                 raise not_found("assistant", id)
             assistant, sampling = change(_decode(row[0]), _decode_sampling(row[1]))

@@ -121,6 +121,7 @@ class Documents:
         )
 
         async def work(tx: Tx) -> Document | None:
+            await self._generations.moved(tx, made.workspace)
             if await tx.row(_BY_SLUG, owner=made.workspace, of_kind=self._kind, key=made.slug) is not None:
                 return None
             if made.is_default:
@@ -129,7 +130,6 @@ class Documents:
             del row["body"]
             await tx.run(_ADD, kind=self._kind, **row)
             await self._keep(tx, made)
-            await self._generations.moved(tx, made.workspace)
             return made
 
         done = await self._db.write(work)
@@ -168,6 +168,7 @@ class Documents:
         """
 
         async def work(tx: Tx) -> Document | None:
+            await self._generations.moved(tx, workspace)
             row = await self._row_of(tx, workspace, key)
             if row is None:
                 return None
@@ -188,7 +189,6 @@ class Documents:
                 new_updated_at=after.updated_at,
                 new_updated_by=by,
             )
-            await self._generations.moved(tx, workspace)
             return after
 
         done = await self._db.write(work)
@@ -206,12 +206,12 @@ class Documents:
         """Forget the document whose slug or id is ``key``, and its versions; ``False`` when there is none."""
 
         async def work(tx: Tx) -> bool:
+            await self._generations.moved(tx, workspace)
             row = await self._row_of(tx, workspace, key)
             if row is None:
                 return False
             await tx.run(_DROP, key=row[_ID])
             await tx.run(_DROP_VERSIONS, key=row[_ID])
-            await self._generations.moved(tx, workspace)
             return True
 
         done = await self._db.write(work)

@@ -6,7 +6,7 @@ know one, or branch on the engine).
 SQL is built with SQLAlchemy Core, compiled once for the engine in use and executed on its raw driver. Work on the
 store is written as ``async`` functions of a `Tx`, without other effects: an engine may run them again when their
 transaction could not be carried through (docs/why/postgresql.md). So what a work reads and then relies on it locks: by
-an UPDATE or ``FOR UPDATE`` of the row, a thread's before its run's before those of steps and messages.
+an UPDATE or ``FOR UPDATE`` of the row, a thread's before its run's before those of steps, messages and webhook calls.
 """
 
 from collections.abc import Awaitable, Callable
@@ -64,6 +64,17 @@ def upsert(make: "Callable[[Callable[[sa.Table], Any]], sa.ClauseElement]") -> S
     ``make`` gets that function.
     """
     return Statement(make(sqlite.insert), postgresql=make(postgresql.insert))
+
+
+def some_of(id: sa.ColumnElement[str], wanted: sa.Select[Any]) -> sa.ColumnElement[bool]:
+    """The condition that ``id`` is one of those that ``wanted`` (with a limit) selects. Where rows have locks they are
+    locked, and those that somebody else has locked are passed over, so that several nodes share the work.
+
+    In a common table expression, which is worked out once: PostgreSQL may run a mere subquery again for each row that
+    it joins, and then takes more rows than the limit.
+    """
+    picked = wanted.with_for_update(skip_locked=True).cte("picked")
+    return id.in_(sa.select(picked.c.id))
 
 
 class Tx(Protocol):

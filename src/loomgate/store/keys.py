@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from loomgate import clock
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx
+from loomgate.store.database import Database, Statement, Tx, upsert
 from loomgate.store.seal import Sealer
 from loomgate.wire.ids import new_id
 
@@ -34,7 +34,7 @@ _REVOKE = Statement(
     sa.update(_k).where(_k.c.id == _key, _k.c.revoked_at.is_(None)).values(revoked_at=sa.bindparam("at"))
 )
 
-_ADD_CREDENTIAL = Statement(sa.insert(_c))
+_ADD_CREDENTIAL = upsert(lambda insert: insert(_c).on_conflict_do_nothing(index_elements=[_c.c.workspace, _c.c.digest]))
 _CREDENTIAL = Statement(sa.select(_c.c.sealed).where(_c.c.id == _key, _c.c.workspace == _owner))
 _SAME_CREDENTIAL = Statement(sa.select(_c.c.id).where(_c.c.workspace == _owner, _c.c.digest == sa.bindparam("digest")))
 
@@ -136,13 +136,11 @@ class Credentials:
         sealed = self._sealer.seal(secret, context=f"credential:{workspace}:{id}")
 
         async def work(tx: Tx) -> str:
-            again = await tx.row(_SAME_CREDENTIAL, owner=workspace, digest=mark)
-            if again is not None:
-                return again[0]
-            await tx.run(
-                _ADD_CREDENTIAL, id=id, workspace=workspace, digest=mark, sealed=sealed, created_at=clock.timestamp()
-            )
-            return id
+            row = {"id": id, "workspace": workspace, "digest": mark, "sealed": sealed, "created_at": clock.timestamp()}
+            await tx.run(_ADD_CREDENTIAL, **row)
+            kept = await tx.row(_SAME_CREDENTIAL, owner=workspace, digest=mark)  # by us, or by somebody just before us
+            assert kept is not None
+            return kept[0]
 
         return await self._db.write(work)
 

@@ -4,7 +4,7 @@ What must live here: writing batches of records, reading them back, forgetting o
 holds (``wire/calls``), or when anything is written or forgotten (``gateway/meter``, ``app``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from loomgate import clock
 from loomgate.errors import bad_request
 from loomgate.store import tables
-from loomgate.store.database import Database, Row, Statement, Tx, upsert
+from loomgate.store.database import Database, Row, Statement, Tx, some_of, upsert
 from loomgate.wire.calls import CallFacts, CallRecord, first_log_id
 
 _c, _s = tables.calls, tables.spending
@@ -31,7 +31,7 @@ _ADD = Statement(sa.insert(_c))
 _FACTS = (_c.c.id, _c.c.status, _c.c.provider, _c.c.model, _c.c.trace_id, _c.c.body)
 _GET = Statement(sa.select(*_FACTS, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
 _FORGET = Statement(
-    sa.delete(_c).where(_c.c.id.in_(sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
+    sa.delete(_c).where(some_of(_c.c.id, sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
 )
 
 
@@ -45,6 +45,11 @@ def _upsert(insert: Callable[[sa.Table], Any]) -> sa.ClauseElement:
 
 _SPEND = upsert(_upsert)
 _SPENT = Statement(sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens))
+_LATELY = Statement(
+    sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens).where(
+        _s.c.workspace == _owner, _s.c.virtual_key == _key, _s.c.day >= sa.bindparam("first", type_=sa.Integer)
+    )
+)
 _RESET = Statement(sa.delete(_s).where(_s.c.workspace == _owner, _s.c.virtual_key == _key))
 
 _FILTERS = ("status", "provider", "model", "trace_id")
@@ -156,6 +161,16 @@ class Ledger:
         """What every virtual key spent on every day."""
         return [Spent(*row) for row in await self._db.rows(_SPENT)]
 
+    async def spent_lately(self, keys: Iterable[tuple[str, str]], first: int) -> list[Spent]:
+        """What these virtual keys (workspace and slug) spent on each day from ``first`` on (days since the epoch)."""
+
+        async def work(tx: Tx) -> list[Spent]:
+            return [
+                Spent(*row) for key in keys for row in await tx.rows(_LATELY, owner=key[0], key=key[1], first=first)
+            ]
+
+        return await self._db.look(work)
+
     async def reset_spending(self, workspace: str, virtual_key: str) -> None:
         """Forget what ``virtual_key`` has spent."""
         await self._db.write(lambda tx: tx.run(_RESET, owner=workspace, key=virtual_key))
@@ -200,7 +215,7 @@ def _spendings(records: list[CallRecord]) -> list[dict[str, Any]]:
             sum[1] += facts.prompt_tokens + facts.completion_tokens
     return [
         {"workspace": workspace, "virtual_key": key, "day": day, "cost": cost, "tokens": int(tokens)}
-        for (workspace, key, day), (cost, tokens) in sums.items()
+        for (workspace, key, day), (cost, tokens) in sorted(sums.items())  # in one order, or two nodes may deadlock
         if cost or tokens
     ]
 

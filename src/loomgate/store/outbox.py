@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from loomgate import clock
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx
+from loomgate.store.database import Database, Statement, Tx, some_of
 from loomgate.wire.ids import new_id
 
 if TYPE_CHECKING:
@@ -42,12 +42,9 @@ _LAST = Statement(
 _CLAIM = Statement(
     sa.update(_t)
     .where(
-        _t.c.id.in_(
-            sa.select(_t.c.id)
-            .where(_t.c.endpoint == _key, _t.c.due <= _now)
-            .order_by(_t.c.due)
-            .limit(_count)
-            .with_for_update(skip_locked=True)
+        some_of(
+            _t.c.id,
+            sa.select(_t.c.id).where(_t.c.endpoint == _key, _t.c.due <= _now).order_by(_t.c.due).limit(_count),
         )
     )
     .values(due=sa.bindparam("until"), attempts=_t.c.attempts + 1)
@@ -88,15 +85,18 @@ _ADVANCE = Statement(
 )
 _OLD = Statement(sa.select(_t.c.id).where(_t.c.ended_at < sa.bindparam("before")).limit(_one))
 _FORGET = Statement(
-    sa.delete(_t).where(_t.c.id.in_(sa.select(_t.c.id).where(_t.c.ended_at < sa.bindparam("before")).limit(_count)))
+    sa.delete(_t).where(
+        some_of(_t.c.id, sa.select(_t.c.id).where(_t.c.ended_at < sa.bindparam("before")).limit(_count))
+    )
 )
 _NEXT_ENDPOINT = Statement(sa.select(sa.func.min(_t.c.endpoint)).where(_t.c.endpoint > _key, _t.c.ended_at.is_(None)))
 _DISOWN = Statement(
     sa.delete(_t).where(
-        _t.c.id.in_(
+        some_of(
+            _t.c.id,
             sa.select(_t.c.id)
             .where(_t.c.endpoint == _key, _t.c.ended_at.is_(None), _t.c.created_at < sa.bindparam("before"))
-            .limit(_count)
+            .limit(_count),
         )
     )
 )

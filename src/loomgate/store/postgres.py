@@ -19,7 +19,7 @@ import asyncpg.exceptions as pg
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as dialect_of_asyncpg
 
 from loomgate import clock
-from loomgate.errors import StoreBusy, StoreError
+from loomgate.errors import StoreAway, StoreBusy, StoreError
 from loomgate.store.database import Compiled, Row, Statement, Work
 from loomgate.store.dsn import Arguments, arguments
 
@@ -59,10 +59,16 @@ class _Connection(Protocol):
     def is_closed(self) -> bool: ...
 
 
-async def connect(given: Arguments) -> Any:
-    """One asyncpg connection outside any pool. Raises `StoreError`."""
+async def connect(given: Arguments, *, patient: bool = False, **settings: str) -> Any:
+    """One asyncpg connection outside any pool, with ``settings`` of the server's in place of the usual ones.
+
+    ``patient``: its statements may take as long as they take. Raises `StoreError`.
+    """
+    arguments: dict[str, Any] = {**given.connect, "server_settings": {**given.connect["server_settings"], **settings}}
+    if patient:
+        arguments["command_timeout"] = None
     try:
-        return await asyncpg.connect(**given.connect)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return await asyncpg.connect(**arguments)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     except (*_GONE, pg.PostgresError, ValueError) as error:
         raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
 
@@ -159,6 +165,17 @@ class PostgresDatabase:
             raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
         return cls(pool, given.place, wait_seconds=wait_seconds, retry_seconds=retry_seconds)
 
+    @property
+    def place(self) -> str:
+        """The server and database, without a secret."""
+        return self._place
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are at work, how many are open besides, and the most there may be."""
+        size, idle = int(self._pool.get_size()), int(self._pool.get_idle_size())
+        return size - idle, idle, int(self._pool.get_max_size())
+
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
 
@@ -230,7 +247,7 @@ class PostgresDatabase:
                 if isinstance(error, ValueError):  # a fault of ours: what was given does not fit its parameter
                     raise
                 if clock.monotonic() + pause >= end:
-                    raise StoreError(f"the database {self._place} cannot be used: {_words(error)}") from None
+                    raise StoreAway(f"the database {self._place} cannot be used: {_words(error)}") from None
                 log.info("trying again at the database: %s", _words(error))
             except pg.PostgresError as error:
                 raise StoreError(f"the database {self._place} refuses: {_words(error)}") from error

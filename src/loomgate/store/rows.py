@@ -40,6 +40,7 @@ COLUMNS = (
 )
 _BY_ID = Statement(sa.select(*COLUMNS).where(_r.c.id == _key).with_for_update())
 _HOLDER = Statement(sa.select(*COLUMNS).where(_r.c.holds == _key).with_for_update())
+_LOCK = Statement(sa.select(_t.c.id).where(_t.c.id == _key).with_for_update())
 _PUT = Statement(
     sa.update(_r)
     .where(_r.c.id == _key)
@@ -64,6 +65,7 @@ _PROMOTE = Statement(
         )
         .order_by(_r.c.position)
         .limit(sa.literal_column("1", sa.Integer))
+        .with_for_update()  # somebody may be ending the one that waits longest at this moment: then the next
         .scalar_subquery()
     )
     .values(holds=_r.c.thread_id, due=sa.bindparam("now"))
@@ -78,7 +80,7 @@ _PUT_STEP = Statement(
     .where(_s.c.id == _key)
     .values(status=sa.bindparam("new_status"), body=sa.bindparam("new_body"), usage=sa.bindparam("new_usage"))
 )
-_MESSAGE = Statement(sa.select(_m.c.body).where(_m.c.id == _key))
+_MESSAGE = Statement(sa.select(_m.c.body).where(_m.c.id == _key).with_for_update())
 _PUT_MESSAGE = Statement(sa.update(_m).where(_m.c.id == _key).values(body=sa.bindparam("new_body")))
 _INSERT_MESSAGE = Statement(sa.insert(_m))
 _RESERVE = Statement(
@@ -175,6 +177,14 @@ async def insert_messages(tx: Tx, messages: list[Message], first: int, *, place:
     return bodies
 
 
+async def lock_thread(tx: Tx, thread: str) -> bool:
+    """Lock the thread until the commit, as `reserve` does; ``False`` when there is none.
+
+    Whoever may end a run does so before it locks the run: so who holds the thread changes only under its lock.
+    """
+    return await tx.row(_LOCK, key=thread) is not None
+
+
 async def run_row(tx: Tx, id: str) -> RunRow | None:
     """The run's row, locked until the commit."""
     row = await tx.row(_BY_ID, key=id)
@@ -220,8 +230,8 @@ async def change_run(
 ) -> Ended:
     """Carry ``verb`` out on a run and write it back; ``fields`` are set besides.
 
-    A terminal status gives the thread to the next run that waits for it. ``fence`` replaces the fencing token
-    (what a worker still writes with the old one is refused). Raises `IllegalTransition`.
+    A terminal status gives the thread, which has to be locked for it, to the next run that waits for it. ``fence``
+    replaces the fencing token (what a worker still writes with the old one is refused). Raises `IllegalTransition`.
     """
     now = clock.now()
     run = lifecycle.step_on(lifecycle.RUN, decode_run(row.body), verb, int(now), **fields)
@@ -289,7 +299,8 @@ class Meeting(msgspec.Struct):
 async def meet(tx: Tx, outbox: Outbox, thread: str, rule: str, refusal: Callable[[str, str], ApiError]) -> Meeting:
     """Apply the thread's ``rule`` (``reject``, ``enqueue``, ``interrupt``) to a newcomer while a run is active.
 
-    A holder whose time is over is expired on the way (BEHAVIOUR RUN-46). Raises what ``refusal(thread, run)`` makes.
+    The thread has to be locked. A holder whose time is over is expired on the way (BEHAVIOUR RUN-46). Raises what
+    ``refusal(thread, run)`` makes.
     """
     meeting = Meeting()
     while (row := await holder(tx, thread)) is not None:
@@ -308,8 +319,8 @@ async def meet(tx: Tx, outbox: Outbox, thread: str, rule: str, refusal: Callable
 async def end_run(tx: Tx, outbox: Outbox, row: RunRow, verb: RunVerb, failure: Failure | None = None) -> Ended:
     """End a run by ``verb`` with what is stored of it: open steps and messages are closed as ENDINGS says.
 
-    The fencing token moves on, so a worker that still holds the run writes nothing more. Answers the events in
-    the order of BEHAVIOUR SSE-48, -49, -51.
+    The thread has to be locked. The fencing token moves on, so a worker that still holds the run writes nothing more.
+    Answers the events in the order of BEHAVIOUR SSE-48, -49, -51.
     """
     step_verb, reason = lifecycle.ENDINGS[verb]
     now = clock.timestamp()

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from loomgate import clock
 from loomgate.errors import ApiError, LeaseLost, bad_request, not_found
 from loomgate.store import rows, tables
+from loomgate.store.claims import Queue
 from loomgate.store.database import Database, Statement, Tx
 from loomgate.store.outbox import Outbox
 from loomgate.store.pages import Listing
@@ -42,25 +43,12 @@ _RUN = Statement(
     .join(_t, _t.c.id == _r.c.thread_id)
     .where(_r.c.id == _key, _r.c.thread_id == _thread, _t.c.workspace == _owner)
 )
+_THREAD_OF = Statement(sa.select(_r.c.thread_id).where(_r.c.id == _key))
 _SPEC = Statement(sa.select(_r.c.spec).where(_r.c.id == _key))
 _PUT_BODY = Statement(sa.update(_r).where(_r.c.id == _key).values(body=sa.bindparam("new_body")))
 _LIST = Listing(_r, "thread_id")
 _STEP_LIST = Listing(_s, "run_id")
 _STEP = Statement(sa.select(_s.c.body).where(_s.c.id == _key, _s.c.run_id == sa.bindparam("run")))
-_CLAIM = Statement(
-    sa.update(_r)
-    .where(
-        _r.c.id.in_(
-            sa.select(_r.c.id)
-            .where(_r.c.due <= sa.bindparam("now"))
-            .order_by(_r.c.due)
-            .limit(sa.bindparam("count", type_=sa.Integer))
-            .with_for_update(skip_locked=True)
-        )
-    )
-    .values(fence=_r.c.fence + 1, worker=sa.bindparam("by"), due=sa.bindparam("until"))
-    .returning(*rows.COLUMNS, _r.c.spec)
-)
 _RENEW = Statement(
     sa.update(_r)
     .where(
@@ -87,12 +75,12 @@ _ADOPT = Statement(
     .values(due=sa.bindparam("now"))
 )
 _STATUS = Statement(sa.select(_r.c.status, _r.c.fence).where(_r.c.id == _key))
-_NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
 _JOURNAL = Statement(sa.select(_s.c.body, _s.c.turn, _s.c.usage).where(_s.c.run_id == _key).order_by(_s.c.position))
 _HISTORY = Statement(
     sa.select(_m.c.place, _m.c.position, _m.c.body)
     .where(
         _m.c.thread_id == _key,
+        _m.c.place >= sa.bindparam("place"),  # implied by what follows, but PostgreSQL's planner does not see it
         _m.c.place < sa.bindparam("end"),
         sa.or_(
             _m.c.place > sa.bindparam("place"),
@@ -118,6 +106,9 @@ _OPEN_CALLS = Statement(
     .where(_s.c.run_id == _key, _s.c.status == sa.literal_column("'in_progress'"))
     .order_by(_s.c.position.desc())
 )
+_QUEUED = Statement(
+    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
+)
 _ACTIVE_OF_ALL = Statement(sa.select(sa.func.count()).select_from(_r).where(_r.c.due.is_not(None)))
 
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
@@ -134,6 +125,7 @@ class Runs:
         self._db = database
         self._outbox = outbox
         self._default_rule = default_rule
+        self._queue = Queue(database)
 
     # What clients do
 
@@ -149,10 +141,9 @@ class Runs:
         async def work(tx: Tx) -> Created:
             thread_body = None
             if thread is not None:
-                thread_body = await insert_thread(tx, workspace, thread, messages)
-                reserved = await rows.reserve(tx, workspace, run.thread_id, 1, 0)
+                position = len(messages) + 1
+                thread_body = await insert_thread(tx, workspace, thread, messages, positions=position)
                 meeting = rows.Meeting()
-                position = reserved.first
             else:
                 reserved = await rows.reserve(tx, workspace, run.thread_id, len(messages) + 1, len(messages))
                 rule = reserved.on_active_run or self._default_rule
@@ -325,18 +316,21 @@ class Runs:
 
     # What workers do
 
-    async def claim(self, worker: str, count: int, lease_seconds: float) -> list[Claimed]:
+    async def claim(self, worker: str, count: int, lease_seconds: float, workspace_runs: int = 0) -> list[Claimed]:
         """Up to ``count`` runs that are due, each under a fresh fencing token for ``lease_seconds``.
 
-        A queued run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past
-        their time, or left behind by a worker that is gone.
+        Workspaces take turns, and none gets more than ``workspace_runs`` into workers' hands (0: no limit). A queued
+        run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past their time,
+        or left behind by a worker that is gone.
         """
+        offer = await self._queue.offer(count, workspace_runs)
+        if offer is None:
+            return []
 
         async def work(tx: Tx) -> list[Claimed]:
-            now = clock.now()
-            until = millis(now + lease_seconds)
             claimed: list[Claimed] = []
-            for found in await tx.rows(_CLAIM, now=millis(now), count=count, by=worker, until=until):
+            until = millis(clock.now() + lease_seconds)
+            for found in await self._queue.take(tx, offer, count, worker, until):
                 row = RunRow(*found[:11])
                 spec = _decode_spec(found[11])
                 startable = row.holds is not None and row.status in lifecycle.RUN["start"].sources
@@ -347,17 +341,21 @@ class Runs:
                     claimed.append(Claimed(row, rows.decode_run(row.body), row.body, spec, []))
             return claimed
 
-        if await self._next_due() > millis(clock.now()):
-            return []
         return await self._db.write(work)
 
-    async def _next_due(self) -> float:
-        row = await self._db.row(_NEXT_DUE)
-        return float("inf") if row is None or row[0] is None else row[0]
-
     async def seconds_to_next(self) -> float:
-        """Seconds until some run next needs a worker; infinity when none will."""
-        return (await self._next_due()) / 1000 - clock.now()
+        """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
+        return (await self._queue.next_due()) / 1000 - clock.now()
+
+    async def queued(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_QUEUED, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
+
+    async def clock_ahead(self) -> float:
+        """By how many seconds this host's clock is ahead of the database's; 0 where they are one."""
+        return await self._queue.clock_ahead()
 
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
@@ -416,24 +414,23 @@ class Runs:
         """
 
         async def work(tx: Tx) -> Applied:
-            current = await rows.run_row(tx, row.id)
-            if current is None or current.fence != row.fence:
-                raise LeaseLost(row.id)
+            current, first = await self._mine(tx, row, commit)
             for id in commit.drop_steps:
                 await tx.run(_DROP_STEP, key=id)
-            added = len(commit.open_messages)
+            gone = 0
             for id in commit.drop_messages:
-                added -= await tx.run(_DROP_MESSAGE, key=id)  # the client may have deleted it already
+                gone += await tx.run(_DROP_MESSAGE, key=id)
+            if gone < len(commit.drop_messages):  # the client had deleted some of them, which counted them off
+                await rows.reserve(tx, row.workspace, row.thread_id, 0, len(commit.drop_messages) - gone)
             bodies: dict[str, bytes] = {}
-            new = len(commit.open_steps) + len(commit.open_messages)
-            if new or added:
-                reserved = await rows.reserve(tx, row.workspace, row.thread_id, new, added)
+            if commit.open_messages:
                 written = await rows.insert_messages(
-                    tx, commit.open_messages, reserved.first + len(commit.open_steps), place=row.position
+                    tx, commit.open_messages, first + len(commit.open_steps), place=row.position
                 )
                 bodies.update(zip((message.id for message in commit.open_messages), written, strict=True))
-                for offset, step in enumerate(commit.open_steps):
-                    await tx.run(_INSERT_STEP, **_step_row(step, reserved.first + offset, commit.turn))
+            if commit.open_steps:
+                opened = [_step_row(step, first + offset, commit.turn) for offset, step in enumerate(commit.open_steps)]
+                await tx.insert(_INSERT_STEP, opened)
             for message in commit.put_messages:
                 bodies[message.id] = await rows.put_written(tx, message)
             for step, usage in commit.put_steps:
@@ -448,6 +445,26 @@ class Runs:
 
         return await self._db.write(work)
 
+    async def _mine(self, tx: Tx, row: RunRow, commit: Commit) -> tuple[RunRow, int]:
+        """The row as it is now, and the first order key for what ``commit`` opens; the thread, if it changes, and the
+        run are locked. Raises `LeaseLost`."""
+        first, refusal = 0, None
+        if commit.open_steps or commit.open_messages or commit.drop_messages:
+            new = len(commit.open_steps) + len(commit.open_messages)
+            added = len(commit.open_messages) - len(commit.drop_messages)
+            try:
+                first = (await rows.reserve(tx, row.workspace, row.thread_id, new, added)).first
+            except ApiError as error:  # the thread is full, or gone, and so is the lease
+                refusal = error
+        elif commit.verb is not None and lifecycle.RUN[commit.verb].target in lifecycle.TERMINAL:
+            await rows.lock_thread(tx, row.thread_id)
+        current = await rows.run_row(tx, row.id)
+        if current is None or current.fence != row.fence:
+            raise LeaseLost(row.id)
+        if refusal is not None:
+            raise refusal
+        return current, first
+
     async def end(
         self, id: str, verb: RunVerb, *, fence: int | None = None, failure: Failure | None = None
     ) -> Ended | None:
@@ -455,6 +472,9 @@ class Runs:
         somebody who found it past its time. ``None`` when the run is gone or its status does not allow ``verb``."""
 
         async def work(tx: Tx) -> Ended | None:
+            place = await tx.row(_THREAD_OF, key=id)
+            if place is not None:
+                await rows.lock_thread(tx, place[0])
             row = await rows.run_row(tx, id)
             if row is None or (fence is not None and row.fence != fence):
                 if fence is not None:

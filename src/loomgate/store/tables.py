@@ -9,6 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from loomgate.wire import lifecycle
+
 # Texts are compared and ordered by their bytes, on both engines: ids of the log are in the order of time.
 TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
@@ -193,6 +195,14 @@ messages = sa.Table(
     sa.Index("ix_messages_run", "thread_id", "run_id", "position", **_where("run_id IS NOT NULL")),
 )
 
+# Conditions of partial indexes; a statement goes by such an index where it has the same words (``claims``).
+# Runs that may start: each holds its thread.
+QUEUED = f"status = '{lifecycle.INITIAL_RUN}' AND holds IS NOT NULL"
+# Runs that a worker was given, or that are to be ended by one.
+HELD = "due IS NOT NULL AND status IN (" + ", ".join(f"'{status}'" for status in sorted(lifecycle.HELD)) + ")"
+# All others that some worker has to come back to.
+OWED = f"due IS NOT NULL AND (status <> '{lifecycle.INITIAL_RUN}' OR holds IS NULL)"
+
 runs = sa.Table(
     "runs",
     metadata,
@@ -217,6 +227,11 @@ runs = sa.Table(
     # Runs that wait for their turn in a thread whose rule is to enqueue.
     sa.Index("ix_runs_waiting", "thread_id", "position", **_where("holds IS NULL AND due IS NOT NULL")),
     sa.Index("ix_runs_due", "due", **_where("due IS NOT NULL")),
+    # What a claim looks at (docs/why/leases.md).
+    sa.Index("ix_runs_queued", "workspace", "due", **_where(QUEUED)),
+    sa.Index("ix_runs_queued_expires_at", "expires_at", **_where(QUEUED)),
+    sa.Index("ix_runs_held", "workspace", "status", "due", **_where(HELD)),
+    sa.Index("ix_runs_owed", "due", **_where(OWED)),
 )
 
 steps = sa.Table(

@@ -27,7 +27,10 @@ _owner: sa.BindParameter[Any] = sa.bindparam("owner")
 _thread: sa.BindParameter[Any] = sa.bindparam("thread")
 
 _INSERT = Statement(sa.insert(_t))
-_BODY = Statement(sa.select(_t.c.body, _t.c.position).where(_t.c.id == _key, _t.c.workspace == _owner))
+_BODY = Statement(sa.select(_t.c.body).where(_t.c.id == _key, _t.c.workspace == _owner))
+_FOR_CHANGE = Statement(
+    sa.select(_t.c.body, _t.c.position).where(_t.c.id == _key, _t.c.workspace == _owner).with_for_update()
+)
 _UPDATE = Statement(
     sa.update(_t).where(_t.c.id == _key).values(body=sa.bindparam("new_body"), on_active_run=sa.bindparam("new_rule"))
 )
@@ -46,6 +49,8 @@ _ABORT = [
 _PURGE = Statement(sa.insert(_purges))
 _PURGED = Statement(sa.delete(_purges).where(_purges.c.thread_id == _key))
 _TO_PURGE = Statement(sa.select(_purges.c.thread_id).limit(1))
+# Another node may be at it: then the next thread.
+_PURGE_NOW = Statement(sa.select(_purges.c.thread_id).limit(1).with_for_update(skip_locked=True))
 _PURGE_SOME = [
     Statement(
         sa.delete(table).where(
@@ -57,11 +62,13 @@ _PURGE_SOME = [
     for table in (_m, _s, _r)
 ]
 
-_MESSAGE = Statement(
+_message = (
     sa.select(_m.c.body)
     .join(_t, _t.c.id == _m.c.thread_id)
     .where(_m.c.id == _key, _m.c.thread_id == _thread, _t.c.workspace == _owner)
 )
+_MESSAGE = Statement(_message)
+_MESSAGE_FOR_CHANGE = Statement(_message.with_for_update(of=_m))
 _DELETE_MESSAGE = Statement(sa.delete(_m).where(_m.c.id == _key, _m.c.thread_id == _thread))
 _MESSAGES = Listing(_m, "thread_id")
 
@@ -97,22 +104,27 @@ def _locked(thread: str, run: str) -> ApiError:
     return bad_request(f"Can't add messages to {thread} while a run {run} is active.")  # LOCK-02
 
 
-async def insert_thread(tx: Tx, workspace: str, thread: Thread, messages: list[Message]) -> bytes:
-    """Store a new thread with its first messages (THR-02); answers its body."""
+async def insert_thread(
+    tx: Tx, workspace: str, thread: Thread, messages: list[Message], *, positions: int | None = None
+) -> bytes:
+    """Store a new thread with its first messages (THR-02); answers its body.
+
+    ``positions``: how many of its order keys are given, if more than to the messages.
+    """
     body = encode(thread)
+    await rows.insert_messages(tx, messages, 1)
     position = await next_position(tx, workspace)
     await tx.run(
         _INSERT,
         id=thread.id,
         workspace=workspace,
         position=position,
-        positions=len(messages),
+        positions=len(messages) if positions is None else positions,
         messages=len(messages),
         on_active_run=_rule(thread),
         body=body,
     )
     await _tag(tx, workspace, thread, position)
-    await rows.insert_messages(tx, messages, 1)
     return body
 
 
@@ -147,7 +159,7 @@ class Threads:
         """Replace the thread by what ``change`` makes of it, in one transaction; answers the new body."""
 
         async def work(tx: Tx) -> bytes:
-            row = await tx.row(_BODY, key=id, owner=workspace)
+            row = await tx.row(_FOR_CHANGE, key=id, owner=workspace)
             if row is None:
                 raise not_found("thread", id)
             before = _decode_thread(row[0])
@@ -181,7 +193,7 @@ class Threads:
         """Remove up to ``count`` rows of each kind of one deleted thread; ``False`` when nothing is left to do."""
 
         async def work(tx: Tx) -> bool:
-            row = await tx.row(_TO_PURGE)
+            row = await tx.row(_PURGE_NOW)
             if row is None:
                 return False
             removed = [await tx.run(statement, key=row[0], count=count) for statement in _PURGE_SOME]
@@ -227,7 +239,7 @@ class Threads:
         """Replace the message by what ``change`` makes of it, in one transaction; answers the new body."""
 
         async def work(tx: Tx) -> bytes:
-            row = await tx.row(_MESSAGE, key=id, thread=thread, owner=workspace)
+            row = await tx.row(_MESSAGE_FOR_CHANGE, key=id, thread=thread, owner=workspace)
             if row is None:
                 known = await tx.row(_BODY, key=thread, owner=workspace) is not None
                 raise not_found("message", id) if known else not_found("thread", thread)

@@ -318,6 +318,20 @@ def test_a_kept_answer_is_replayed(wire: Wire, name: str, usage: bool) -> None:
 
 
 @pytest.mark.behaviour("CCH-06")
+@pytest.mark.behaviour("FR-16")
+@scenario("parallel_tools")
+def test_who_asked_with_functions_reads_a_function_call(wire: Wire) -> None:
+    asked = {"functions": [{"name": "weather"}]}
+    one = whole(CHAT, wire, wire.whole(CALLS), **asked)
+    streams = [streamed(CHAT, wire, wire.stream(CALLS), **asked), CHAT.replay(one, about(wire, **asked))]
+    for completion in (ChatCompletion.model_validate(one, strict=True), *map(put_together, streams)):
+        (choice,) = completion.choices
+        call = choice.message.function_call
+        assert call is not None
+        assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Berlin", "days": [1, 2]})
+        assert (choice.message.tool_calls, choice.finish_reason) == (None, "function_call")
+
+
 def test_a_long_answer_is_replayed_in_pieces() -> None:
     kept = CHAT.whole([TextDelta("x" * 1201), *SPOKEN], about(strict=False))
     kept["choices"].append({**kept["choices"][0], "index": 1})

@@ -232,6 +232,13 @@ def test_numbers_beyond_their_range_are_clamped() -> None:
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"functions": [{"name": "f"}], "tools": [WEATHER]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"functions": [{"name": "f"}], "function_call": {"x": 1}}, "function_call.name"),
+        ({"functions": [{"name": "f"}], "function_call": "auto", "tool_choice": "auto"}, "function_call"),
+        ({"messages": [*HI, {"role": "function", "name": "f", "content": "x"}]}, "messages[1].name"),
+        ({"messages": [*HI, {"role": "assistant", "function_call": {}}]}, "messages[1].function_call.name"),
     ],
 )
 def test_a_mistake_is_named(fields: dict[str, Any], param: str) -> None:
@@ -311,9 +318,36 @@ def test_what_changes_the_answers_shape_is_refused(name: str, field: str, value:
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-@pytest.mark.parametrize("field", ["functions", "function_call", "web_search_options"])
-def test_what_only_openai_has_is_refused(name: str, field: str) -> None:
-    assert vendor_refuses(name, **{field: {"x": 1}}).startswith(f"{field}: expected nothing")
+def test_what_only_openai_has_is_refused(name: str) -> None:
+    assert vendor_refuses(name, web_search_options={"x": 1}).startswith("web_search_options: expected nothing")
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "none", {"name": "weather"}])
+@scenario("tool_results", "system", "tools")
+def test_functions_are_tools_of_an_older_name(wire: Wire, choice: Any) -> None:
+    called = {"name": "weather", "arguments": '{"city":"Berlin"}'}
+    calls = [{"id": "call_3", "type": "function", "function": called}]
+    newer = [
+        *CONVERSATION[:3],
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_3", "content": "Sun."},
+        *CONVERSATION[5:],
+    ]
+    older = [
+        *CONVERSATION[:3],
+        {"role": "assistant", "content": None, "function_call": called},
+        {"role": "function", "name": "weather", "content": "Sun."},
+        *CONVERSATION[5:],
+    ]
+    named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
+    body = {"model": model(wire), "stream": True}
+    found = CHAT.chat({**body, "messages": older, "functions": [WEATHER["function"]], "function_call": choice})
+    assert found == CHAT.chat(
+        {**body, "messages": newer, "tools": [WEATHER], "tool_choice": named, "parallel_tool_calls": False}
+    )
+    name = "tool_choice_named" if named is not choice else f"tool_choice_{choice}"
+    if choice is None or name not in wire.lacks:
+        assert b"weather" in (request(wire, found).body or b"")
 
 
 def test_unknown_fields_are_for_the_vendor_to_judge() -> None:

@@ -65,12 +65,13 @@ class _Call(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[_Part] | None = None
     refusal: str | None = None
     name: str | None = None
     tool_calls: list[_Call] | None = None
     tool_call_id: str | None = None
+    function_call: _Function | None = None
     content_blocks: list[TextPart | ThinkingPart | RedactedThinkingPart] | None = None
     cache_control: CacheControl = None
 
@@ -118,6 +119,8 @@ class _Body(msgspec.Struct):
     messages: Annotated[list[_Message], msgspec.Meta(min_length=1)]
     tools: list[Json] | None = None
     tool_choice: Literal["none", "auto", "required"] | _NamedTool | None = None
+    functions: list[_Declared] | None = None  # what `tools` and `tool_choice` were before they were tools
+    function_call: Literal["none", "auto"] | _NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     temperature: float | None = None
@@ -143,10 +146,7 @@ class _Body(msgspec.Struct):
 
 
 _KNOWN = frozenset(_Body.__struct_fields__)
-_SAME = (
-    "parallel_tool_calls reasoning_effort n seed logit_bias logprobs top_logprobs user top_k thinking metadata "
-    "service_tier"
-).split()
+_SAME = ("reasoning_effort n seed logit_bias logprobs top_logprobs user top_k thinking metadata service_tier").split()
 
 
 def _content(message: _Message) -> tuple[str | list[ContentPart] | None, str | None]:
@@ -171,7 +171,7 @@ def _message(message: _Message, index: int) -> ChatMessage:
         raise bad_request(f"Missing required parameter: '{place}'.", place, "missing_required_parameter")
     content, refusal = _content(message)
     return ChatMessage(
-        role=message.role,
+        role="tool" if message.role == "function" else message.role,
         content=content,
         refusal=refusal,
         name=message.name,
@@ -187,16 +187,44 @@ def _call(call: _Call) -> ToolCall:
     return ToolCall(call.id, call.function.name, call.function.arguments, signature)
 
 
+def _messages(messages: list[_Message]) -> list[ChatMessage]:
+    """The conversation; calls of functions and their results, which have no ids, as those of tools."""
+    called: dict[str, str] = {}
+    made: list[ChatMessage] = []
+    for index, message in enumerate(messages):
+        if (call := message.function_call) is not None and not message.tool_calls:
+            id = called[call.name] = f"call_{index}"
+            message = msgspec.structs.replace(message, tool_calls=[_Call(id, call)])  # noqa: PLW2901
+        elif message.role == "function":
+            if (id := called.pop(message.name or "", "")) == "":
+                place = f"messages[{index}].name"
+                raise bad_request(f"Invalid value for '{place}': expected a function called before it.", place)
+            message = msgspec.structs.replace(message, tool_call_id=id, name=None)  # noqa: PLW2901
+        made.append(_message(message, index))
+    return made
+
+
 def _tool(tool: Json, index: int) -> FunctionTool:
     found = converted(tool, _Tool, f"tools[{index}]")
-    declared = found.function
+    return _function(found.function, found.cache_control)
+
+
+def _function(declared: _Declared, cache_control: CacheControl = None) -> FunctionTool:
     return FunctionTool(
         name=declared.name,
         description=declared.description,
         parameters=declared.parameters,
         strict=declared.strict,
-        cache_control=found.cache_control or declared.cache_control,
+        cache_control=cache_control or declared.cache_control,
     )
+
+
+def _check_functions(body: _Body) -> None:
+    for name, other in (("functions", "tools"), ("function_call", "tool_choice")):
+        if getattr(body, name) is not None and getattr(body, other) is not None:
+            raise bad_request(f"Invalid value for '{name}': expected nothing beside '{other}'.", name)
+    if body.function_call is not None and not body.functions:
+        raise bad_request("Invalid value for 'function_call': expected 'functions' beside it.", "function_call")
 
 
 def _asked(fields: Json) -> Chat:
@@ -205,14 +233,21 @@ def _asked(fields: Json) -> Chat:
     if body.response_format and body.response_format.type == "json_schema" and body.response_format.json_schema is None:
         place = "response_format.json_schema"
         raise bad_request(f"Missing required parameter: '{place}'.", place, "missing_required_parameter")
-    choice = body.tool_choice
+    _check_functions(body)
+    choice = body.tool_choice.function if isinstance(body.tool_choice, _NamedTool) else body.tool_choice
+    choice = choice or body.function_call
     tools = list(enumerate(body.tools or ()))
     return Chat(
         model=body.model,
-        messages=[_message(message, index) for index, message in enumerate(body.messages)],
-        tools=[_tool(tool, index) for index, tool in tools if tool.get("type") == "function"],
+        messages=_messages(body.messages),
+        tools=[
+            *(_tool(tool, index) for index, tool in tools if tool.get("type") == "function"),
+            *map(_function, body.functions or ()),
+        ],
         vendor_tools=[tool for _, tool in tools if tool.get("type") != "function"],
-        tool_choice=NamedFunction(choice.function.name) if isinstance(choice, _NamedTool) else choice,
+        tool_choice=NamedFunction(choice.name) if isinstance(choice, _NamedFunction) else choice,
+        # An answer in the older form has room for one call.
+        parallel_tool_calls=False if body.functions else body.parallel_tool_calls,
         response_format=fields["response_format"] if body.response_format else None,
         temperature=clamped(body.temperature, 0, 2),
         top_p=clamped(body.top_p, 0, 1),

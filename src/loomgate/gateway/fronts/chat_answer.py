@@ -44,7 +44,8 @@ def usage_of(usage: Usage) -> Json:
 
 def reason_of(finish: Finish, about: About) -> str:
     """The finish reason: OpenAI's, or with strict compliance off the vendor's own (GATEWAY FR-01, FR-02)."""
-    return finish.reason if about.strict else finish.raw or finish.reason
+    reason = "function_call" if finish.reason == "tool_calls" and wants_functions(about) else finish.reason
+    return reason if about.strict else finish.raw or reason
 
 
 def wants_usage(about: About) -> bool | None:
@@ -52,6 +53,11 @@ def wants_usage(about: About) -> bool | None:
     options = about.asked.get("stream_options")
     found: object = cast(Json, options).get("include_usage") if isinstance(options, dict) else None
     return found if isinstance(found, bool) else None
+
+
+def wants_functions(about: About) -> bool:
+    """Whether the client asked with ``functions``, and so reads the one ``function_call`` that they had."""
+    return bool(about.asked.get("functions"))
 
 
 def _content_block(block: Block) -> Json | None:
@@ -77,7 +83,9 @@ def _message_of(found: Collected, about: About) -> Json:
     message: Json = {"role": "assistant", "content": text, "refusal": refusal or None}
     if not text and (refusal or found.calls):
         message["content"] = None
-    if found.calls:
+    if found.calls and wants_functions(about):
+        message["function_call"] = {"name": found.calls[0].name, "arguments": found.calls[0].text}
+    elif found.calls:
         message["tool_calls"] = [
             {
                 "id": call.id,
@@ -143,6 +151,7 @@ class ChatEncoder(ChunkEncoder):
         self._head = b"data: " + self._frame + b',"choices":[{"index":0,"delta":'
         self._tail = b',"logprobs":null,"finish_reason":null}]' + self._null + b"}\n\n"
         self._begun = False
+        self._functions = wants_functions(about)
         self._block = -1
         self._kind = ""
 
@@ -192,6 +201,11 @@ class ChatEncoder(ChunkEncoder):
         return self._delta(b"{%b}" % self._blocks("redacted_thinking", _encode({"data": chunk.data})))
 
     def _call(self, chunk: ToolCallDelta) -> bytes:
+        if self._functions:
+            if chunk.index:  # there is room for one
+                return b""
+            named = {} if chunk.name is None else {"name": chunk.name}
+            return self._delta(_encode({"function_call": {**named, "arguments": chunk.arguments}}))
         if chunk.name is None:
             return self._delta(
                 b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (chunk.index, _encode(chunk.arguments))
@@ -295,6 +309,9 @@ def _replayed(choice: Json, encoder: ChatEncoder) -> Iterator[bytes]:
     for place, block in enumerate(cast(list[Json], message.get("content_blocks") or [])):
         told = {name: value for name, value in block.items() if name != "type"}
         yield encoder.piece(index, {"content_blocks": [{"index": place, "delta": told}]})
+    if called := cast("Json | None", message.get("function_call")):
+        yield encoder.piece(index, {"function_call": {**called, "arguments": ""}})
+        yield encoder.piece(index, {"function_call": {"arguments": called.get("arguments", "")}})
     for place, call in enumerate(cast(list[Json], message.get("tool_calls") or [])):
         function = cast(Json, call.get("function") or {})
         begun = {**call, "index": place, "function": {**function, "arguments": ""}}
