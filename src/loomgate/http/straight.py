@@ -5,6 +5,7 @@ What must not: another reading of a request, or another answer, than `GatewayRou
 request of every client, and goes on with whatever does not come at once.
 """
 
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,8 @@ class Straight:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             request = await self.routes(scope, receive, send, _CHAT, _CHAT.path)
             if request is not None:
-                try:
+                with contextlib.suppress(ApiError, StoreError):  # for the next request to tell
                     await self._learn(protocol, scope, request)
-                except (ApiError, StoreError):
-                    pass  # for the next request to tell
 
         return app
 
