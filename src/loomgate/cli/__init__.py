@@ -88,6 +88,16 @@ def _migrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(options: argparse.Namespace) -> int:
+    settings = load(options)
+    from loomgate.store.backup import backup
+
+    size = backup(settings, options.file)
+    say(f"{size} bytes; stored provider keys open with the seal key alone, which is not in it")
+    print(options.file)
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from loomgate import doctor
 
@@ -157,6 +167,8 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--host", metavar="ADDRESS", help="address to answer probes on")
     worker.add_argument("--port", metavar="N", dest="worker_port", help="port to answer probes on; 0: none (default)")
     word(words.add_parser, "migrate", "Bring the database to this version's form.", _migrate)
+    copy = word(words.add_parser, "backup", "Copy the SQLite database while the server runs.", _backup)
+    copy.add_argument("file", type=Path, metavar="FILE", help="the copy, a new file")
     doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
     doctor.add_argument("--offline", action="store_true", help="do not call the providers")
 
