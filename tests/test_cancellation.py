@@ -5,7 +5,12 @@ import asyncio
 import pytest
 
 from loomgate import clock
-from loomgate.bus import Bus
+from loomgate.bus import State
+from loomgate.bus.local import LocalBus
+
+
+async def _state() -> State:
+    return State([], over=False)
 
 
 async def _cancelled_with(task: "asyncio.Task[object]") -> None:
@@ -43,9 +48,9 @@ def test_of_a_sleep() -> None:
 
 def test_of_a_viewer() -> None:
     async def main() -> None:
-        bus = Bus(retention_seconds=60, retention_bytes=1000)
+        bus = LocalBus(retention_seconds=60, retention_bytes=1000)
         for turns in range(4):
-            viewer = bus.subscribe("run_x", fresh=True)
+            viewer = await bus.subscribe("run_x", _state, fresh=True)
             task: asyncio.Task[object] = asyncio.create_task(viewer.next(60))
             await asyncio.sleep(0.01)
             bus.publish("run_x", [b"event"])

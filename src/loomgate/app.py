@@ -14,36 +14,47 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loomgate import clock
 from loomgate.bus import Bus
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig
 from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.counters import Counters
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.limits import Limits
 from loomgate.gateway.lookup import Lookup
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.saved import Saved, check_declared
+from loomgate.gateway.spending import Spending
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
 from loomgate.http.auth import Auth, is_loopback
+from loomgate.http.quota import quota_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
 
+if TYPE_CHECKING:
+    from redis import asyncio as redis_py
+
+    from loomgate.bus.connection import Redis
+    from loomgate.gateway.shared import Shared
+
 log = logging.getLogger(__name__)
 
 
-def build(settings: Settings) -> Application:
-    """The ASGI application of ``settings``. Its lifespan opens the store and drives the engine.
+def build(settings: Settings, *, api: bool = True) -> Application:
+    """The ASGI application of ``settings``, without ``api`` that of a worker: probes alone. Its lifespan opens the
+    store and drives the engine.
 
     What `loomgate.store.open_store` raises comes out of the lifespan.
     """
@@ -53,24 +64,29 @@ def build(settings: Settings) -> Application:
         async with running(application):
             yield
 
-    application = Application(settings, lifespan)
+    application = Application(settings, lifespan, api=api)
     return application
 
 
 @contextlib.asynccontextmanager
 async def running(
-    application: Application, left: Callable[[], float] | None = None, hurry: asyncio.Event | None = None
+    application: Application,
+    left: Callable[[], float] | None = None,
+    hurry: asyncio.Event | None = None,
+    lost: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[Store, None]:
     """Everything behind ``application``, started; stopped in turn on leaving.
 
     ``left`` gives the seconds that runs under way may take to finish then (by default all of ``drain_seconds``);
-    as soon as ``hurry`` is set they are not waited for. Raises `StoreError`, and `SettingError` for what the settings
-    declare in vain.
+    as soon as ``hurry`` is set they are not waited for. ``lost`` is called with one line when this node may not use its
+    database any longer. Raises `StoreError`, and `SettingError` for what the settings declare in vain.
     """
     settings = application.settings
     check_declared(settings)
-    async with open_store(settings, exclusive=True) as store:
-        limits, metrics, spans = Limits(), Metrics(), spans_from()
+    redis = _redis(settings)
+    async with open_store(settings, exclusive=True, lost=lost) as store, redis_of(settings) as client:
+        counters = Counters(_shared(settings, client))
+        limits, metrics, spans = Limits(counters), Metrics(), spans_from()
         lookup = Lookup(Saved(store, settings))
         parents = await lookup.parents()
         limits.load(await store.ledger.spending(), parents)
@@ -83,14 +99,15 @@ async def running(
             forget=store.ledger.forget,
             days=settings.log_retention_days,
         )
-        cache = AnswerCache(
+        spending = Spending(limits, parents, store.ledger.spent_lately)
+        cache = _cache(_shared(settings, client, seconds=0.25), store)(
             settings.cache_bytes,
             _embedder(settings, application),
             max_age=settings.cache_max_age_seconds,
             max_age_limit=settings.cache_max_age_limit_seconds,
         )
         gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
-        bus = Bus(retention_seconds=settings.stream_retention_seconds, retention_bytes=settings.stream_retention_bytes)
+        bus = _bus(settings, redis)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
         engine = Engine(
             store,
@@ -103,25 +120,96 @@ async def running(
                 poll=settings.poll_interval_seconds,
                 workspace_runs=settings.workspace_runs,
                 windows=settings.context_window,
+                drive=settings.drive_runs or not application.api,
             ),
             webhooks,
         )
         try:
+            await bus.start()
             await engine.start()
             meter.start()
+            if settings.postgres:  # which other nodes may be using
+                spending.start()
+            application.quota = quota_of(settings, counters)
             application.auth = Auth(store)
             application.gateway = gateway
             application.engine = engine
             metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
+            metrics.queue, metrics.connections = store.runs.queue.waiting, (lambda: store.connections)
             application.metrics = metrics
             yield store
         finally:
             application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
+            await bus.close()
+            if redis is not None:
+                await redis.close()
             await gateway.close()
             await meter.close()
+            await spending.close()
+            await counters.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)
+
+
+def _redis(settings: Settings) -> "Redis | None":
+    """The Redis of ``settings``, not opened yet. Raises `SettingError`."""
+    url = settings.redis_url.reveal()
+    if not url:
+        return None
+    from loomgate.bus.connection import Redis
+
+    try:
+        return Redis(url)
+    except ValueError as error:
+        raise SettingError("redis_url", f"the URL of a Redis ({error})") from None
+
+
+def _bus(settings: Settings, redis: "Redis | None") -> Bus:
+    seconds, size = settings.stream_retention_seconds, settings.stream_retention_bytes
+    if redis is None:
+        return LocalBus(retention_seconds=seconds, retention_bytes=size)
+    from loomgate.bus.redis import RedisBus
+
+    return RedisBus(redis, prefix=settings.redis_prefix, retention_seconds=seconds, retention_bytes=size)
+
+
+def _shared(settings: Settings, client: "redis_py.Redis | None", seconds: float = 0.05) -> "Shared | None":
+    if client is None:
+        return None
+    from loomgate.gateway.shared import Shared
+
+    return Shared(client, settings.redis_prefix, seconds=seconds)
+
+
+def _cache(shared: "Shared | None", store: Store) -> Callable[..., AnswerCache]:
+    if shared is None:
+        return AnswerCache
+    from loomgate.gateway.shared_cache import SharedAnswerCache
+
+    # Answers are larger than counters, and may take their time.
+    return functools.partial(SharedAnswerCache, shared, store.sealer)
+
+
+@contextlib.asynccontextmanager
+async def redis_of(settings: Settings) -> AsyncGenerator["redis_py.Redis | None", None]:
+    """A client of the Redis that ``settings`` name, if they do. Nothing is asked of it yet."""
+    url = settings.redis_url.reveal()
+    if not url:
+        yield None
+        return
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    # One more try at once: connections that were kept are all broken after a restart of Redis.
+    client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its keyword arguments have no types
+        url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1), protocol=2
+    )
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:
@@ -189,23 +277,36 @@ def _embedder(settings: Settings, application: Application) -> Callable[[str], A
 def serve(settings: Settings) -> int:
     """Run the server until SIGINT or SIGTERM; a second one does not wait for what is under way. Returns the exit code.
 
-    Raises `OSError` when the address cannot be listened on, and `StoreError`.
+    Raises `OSError` when the address cannot be listened on, `StoreError` and `SettingError`.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    return _run(build(settings), listen(settings.host, settings.port))
+
+
+def work(settings: Settings) -> int:
+    """Drive runs, and nothing else, until SIGINT or SIGTERM; with ``worker_port``, answer probes there.
+
+    Returns and raises what `serve` does.
+    """
+    if not settings.redis_url:
+        wanted = "the Redis that the nodes of a PostgreSQL share, since `loomgate serve` without one is the only node"
+        raise SettingError("redis_url", wanted, "nothing")
+    listening = listen(settings.host, settings.worker_port) if settings.worker_port else None
+    return _run(build(settings, api=False), listening)
+
+
+def _run(application: Application, listening: socket.socket | None) -> int:
+    level = application.settings.log_level.upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # What uvicorn says of its own life is said here in one line; that it ends streams at a stop is no error.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown exceeded" not in record.getMessage())
-    listening = listen(settings.host, settings.port)
     loop_factory = None
     if sys.platform != "win32":
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner, listening:
-        runner.run(_serve(settings, listening))
-    return 0
+    with asyncio.Runner(loop_factory=loop_factory) as runner, listening or contextlib.nullcontext():
+        return runner.run(_Process(application, listening).live())
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -224,12 +325,89 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-async def _serve(settings: Settings, listening: socket.socket) -> None:
-    import uvicorn
+class _Process:
+    """The life of a server's or worker's process: what a signal begins, and in which order it ends.
 
-    application = build(settings)
-    stopping: float | None = None
-    hurry = asyncio.Event()
+    On the first signal the node claims nothing more and is not ready; after ``drain_delay_seconds`` it takes no more
+    requests, and what is under way gets ``drain_seconds``. On the second one nothing is waited for.
+    """
+
+    def __init__(self, application: Application, listening: socket.socket | None) -> None:
+        self._application = application
+        self._settings = application.settings
+        self._listening = listening
+        self._server = None if listening is None else _server(application)
+        self._stopped: float | None = None  # when the time to drain began
+        self._signals = 0
+        self._leaving = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._code = 0
+
+    async def live(self) -> int:
+        """Start, serve, drain; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        async with running(self._application, self._left, self._hurry, self._lost) as store:
+            # What is there now stays: never look through it for garbage again (`cli` had the collector off meanwhile).
+            gc.freeze()
+            # Nor through what is new after every 700 objects: those of some calls, which leave next to no garbage.
+            gc.set_threshold(20_000, 10, 10)
+            gc.enable()
+            if self._application.api:
+                assert self._listening is not None
+                _announce(self._listening, keys_exist=await store.keys.exist())
+            else:
+                _announce_worker(self._listening)
+            if self._server is None:
+                await self._leaving.wait()
+            else:
+                await self._server.serve(sockets=[self._listening])
+        return self._code
+
+    def _left(self) -> float:
+        spent = 0.0 if self._stopped is None else clock.monotonic() - self._stopped
+        return max(0.0, self._settings.drain_seconds - spent)
+
+    def _lost(self, why: str) -> None:
+        log.error("stopping: %s", why)
+        self._code = 1
+        self._stop()
+
+    def _stop(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            self._hurry.set()
+            self._leave()
+            if self._server is not None:
+                self._server.force_exit = True
+            return
+        engine = self._application.engine
+        self._application.draining = True
+        if engine is not None:
+            engine.drain()
+            if engine.active:
+                log.info(
+                    "stopping: %d run(s) under way get %g seconds to finish and are kept if they do not; a second "
+                    "signal does not wait",
+                    engine.active,
+                    self._settings.drain_seconds,
+                )
+        if self._server is not None and self._settings.drain_delay_seconds:
+            asyncio.get_running_loop().call_later(self._settings.drain_delay_seconds, self._leave)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._stopped is None:
+            self._stopped = clock.monotonic()
+        self._leaving.set()
+        if self._server is not None:
+            self._server.should_exit = True
+
+
+def _server(application: Application) -> Any:
+    import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -237,38 +415,7 @@ async def _serve(settings: Settings, listening: socket.socket) -> None:
             # Not uvicorn's way: it raises the signal again as soon as the sockets are closed, before the engine is.
             yield
 
-    def left() -> float:
-        spent = 0.0 if stopping is None else clock.monotonic() - stopping
-        return max(0.0, settings.drain_seconds - spent)
-
-    def stop() -> None:
-        nonlocal stopping
-        if stopping is None:
-            stopping = clock.monotonic()
-            server.should_exit = True
-            if application.engine is not None and (runs := application.engine.active):
-                log.info(
-                    "stopping: %d run(s) under way get %g seconds to finish and are kept if they do not; a second "
-                    "signal does not wait",
-                    runs,
-                    settings.drain_seconds,
-                )
-        else:
-            server.force_exit = True
-            hurry.set()
-
-    server = Server(uvicorn_config(application, drain_seconds=settings.drain_seconds))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    async with running(application, left, hurry) as store:
-        # What is there now stays: never look through it for garbage again (`cli` had the collector off meanwhile).
-        gc.freeze()
-        # Nor through what is new after every 700 objects: those of some calls, which leave next to no garbage behind.
-        gc.set_threshold(20_000, 10, 10)
-        gc.enable()
-        _announce(listening, keys_exist=await store.keys.exist())
-        await server.serve(sockets=[listening])
+    return Server(uvicorn_config(application, drain_seconds=application.settings.drain_seconds))
 
 
 def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
@@ -294,10 +441,22 @@ def uvicorn_config(application: Application, *, drain_seconds: float) -> Any:
     )
 
 
-def _announce(listening: socket.socket, *, keys_exist: bool) -> None:
+def _announce_worker(listening: socket.socket | None) -> None:
+    line = "loomgate drives runs"
+    if listening is not None:
+        line += f"; /health, /ready and /metrics are on {_address(listening)}"
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _address(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    line = f"loomgate listens on http://{shown}:{port}/v1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _announce(listening: socket.socket, *, keys_exist: bool) -> None:
+    host: str = listening.getsockname()[0]
+    line = f"loomgate listens on {_address(listening)}/v1"
     if not keys_exist:
         line += " (no API key yet: only this machine is answered; `loomgate keys create --name NAME` makes one"
         line += ")" if is_loopback(host) else ", until then other machines get a 403)"

@@ -131,3 +131,11 @@ class StoreError(LoomgateError):
 
 class StoreBusy(StoreError):
     """The store works, but every connection to it is taken: try again in a moment."""
+
+
+class StoreAway(StoreError):
+    """The store could not be reached for as long as it was waited for: the same may succeed once it is back."""
+
+
+class RedisAway(LoomgateError):
+    """Redis cannot be reached, or refuses: whether it did what it was asked is not known. Do without, or ask again."""

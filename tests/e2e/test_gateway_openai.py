@@ -17,7 +17,7 @@ from tests.providers.conformance.wire_anthropic import AnthropicWire
 from tests.providers.conformance.wire_gemini import GeminiWire
 from tests.providers.conformance.wire_openai import OpenAIWire
 from tests.support.peer import Request
-from tests.support.standin import StandIn, chat_answer, chat_events
+from tests.support.standin import StandIn, chat_answer, chat_events, response_answer
 from tests.support.way import OWN, Way
 
 HI: Any = [{"role": "user", "content": "Hi"}]
@@ -137,6 +137,26 @@ def test_tools_and_their_outputs(way: Way, vendor: Wire, streamed: bool) -> None
     assert b"Oslo" in way.upstream.last.body
 
 
+@pytest.mark.parametrize("vendor", [ANTHROPIC, GEMINI], ids=lambda vendor: vendor.vendor)
+def test_functions_as_they_were_before_tools(way: Way, vendor: Wire) -> None:
+    """The call, and the conversation that follows from it, in the older form."""
+    said = Answer(calls=[("weather", '{"city":"Oslo"}')], finish="tool_calls", usage=Usage(20, 8))
+    asked: dict[str, Any] = {"model": vendor.model, "functions": [TOOL["function"]], "max_completion_tokens": 64}
+    with at(way, vendor) as client:
+        way.upstream.say(vendor.whole(said))
+        found: Any = client.chat.completions.create(messages=HI, **asked)
+        (choice,) = found.choices
+        call = choice.message.function_call
+        assert (choice.finish_reason, call.name) == ("function_call", "weather")
+        assert json.loads(call.arguments) == {"city": "Oslo"}
+        way.upstream.forget()
+        way.upstream.say(vendor.whole(Answer(text=["3 degrees."], usage=Usage(30, 4))))
+        told = [*HI, choice.message, {"role": "function", "name": "weather", "content": "3"}]
+        found = client.chat.completions.create(messages=told, **asked)
+    assert found.choices[0].message.content == "3 degrees."
+    assert b"Oslo" in way.upstream.last.body
+
+
 @VENDORS
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_answer_by_a_schema(way: Way, vendor: Wire, streamed: bool) -> None:
@@ -225,6 +245,7 @@ def test_a_stream_that_fails_on_its_way(way: Way, vendor: Wire) -> None:
     [
         ({"provider": "nobody"}, "Invalid provider passed"),
         ({"custom_host": "http://10.0.0.1/v1"}, "Invalid custom host"),
+        ({"odd": "1"}, "x-portkey-odd"),
         ({"config": "{nonsense", "provider": ""}, "Invalid config passed. You need to pass a valid json"),
     ],
 )
@@ -380,6 +401,15 @@ def test_transcriptions_and_translations(client: OpenAI, upstream: StandIn) -> N
     assert line(upstream.last) == "POST /v1/audio/translations"
 
 
+def test_moderations_and_any_path(client: OpenAI, upstream: StandIn) -> None:
+    upstream.at("POST /v1/moderations ", {"id": "m", "model": "m", "results": []})
+    assert client.moderations.create(input="x", model="m").results == []
+    upstream.at("POST /v1/vector_stores/vs_1/search?a=1 ", b'{"odd" : [1]}')
+    options: Any = {"params": {"a": "1"}}
+    found = client.post("/vector_stores/vs_1/search", body={"query": "x"}, options=options, cast_to=object)
+    assert found == {"odd": [1]}
+
+
 @pytest.mark.behaviour("RT-03")
 def test_models(client: OpenAI, upstream: StandIn) -> None:
     row = {"id": "gpt-4o", "object": "model", "created": 1, "owned_by": "system"}
@@ -438,18 +468,10 @@ def test_files_of_a_named_provider(client: OpenAI, upstream: StandIn) -> None:
     assert client.files.delete("file-1").deleted
 
 
-def _response(**more: Any) -> dict[str, Any]:
-    text = {"type": "output_text", "text": "Hello.", "annotations": []}
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
-    made = {"id": "resp_1", "object": "response", "created_at": 1.0, "model": "gpt-4o", "status": "completed"}
-    made |= {"output": [message], "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
-    return {**made, **more}
-
-
 def test_responses(client: OpenAI, upstream: StandIn) -> None:
-    upstream.at("POST /v1/responses ", _response())
-    upstream.at("GET /v1/responses/resp_1 ", _response())
-    upstream.at("POST /v1/responses/resp_1/cancel ", _response(status="cancelled"))
+    upstream.at("POST /v1/responses ", response_answer())
+    upstream.at("GET /v1/responses/resp_1 ", response_answer())
+    upstream.at("POST /v1/responses/resp_1/cancel ", response_answer(status="cancelled"))
     item = {"id": "msg_0", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]}
     upstream.at("GET /v1/responses/resp_1/input_items ", {"object": "list", "data": [item], "has_more": False})
     upstream.at("DELETE /v1/responses/resp_1 ", b"", "200 OK")
@@ -461,7 +483,7 @@ def test_responses(client: OpenAI, upstream: StandIn) -> None:
 
 
 def test_responses_as_a_stream(client: OpenAI, upstream: StandIn) -> None:
-    empty = _response(status="in_progress", output=[])
+    empty = response_answer(status="in_progress", output=[])
     text = {"type": "output_text", "text": "", "annotations": []}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
@@ -471,7 +493,7 @@ def test_responses_as_a_stream(client: OpenAI, upstream: StandIn) -> None:
         ("response.content_part.added", {**place, "part": text}),
         ("response.output_text.delta", {**place, "delta": "Hel", "logprobs": []}),
         ("response.output_text.delta", {**place, "delta": "lo.", "logprobs": []}),
-        ("response.completed", {"response": _response()}),
+        ("response.completed", {"response": response_answer()}),
     ]
     upstream.stream(
         *(

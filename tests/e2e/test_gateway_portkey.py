@@ -20,7 +20,7 @@ from tests.providers.conformance.suite import Answer
 from tests.providers.conformance.wire_anthropic import AnthropicWire
 from tests.support.node import play
 from tests.support.server import Server
-from tests.support.standin import StandIn, chat_answer, chat_events
+from tests.support.standin import StandIn, chat_answer, chat_events, response_answer
 from tests.support.way import OWN
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
@@ -256,16 +256,57 @@ def test_the_rest_of_the_calls(place: Place) -> None:
     assert client.images.generate(prompt="a dot").data[0].url == "https://images.example/1"
     upstream.at("POST /v1/audio/speech ", b"\x00\xff", "200 OK", ("Content-Type", "audio/mpeg"))
     assert client.audio.speech.create(model="tts-1", voice="alloy", input="Hello").content == b"\x00\xff"
-    batch = {"id": "batch_1", "object": "batch", "endpoint": "/v1/chat/completions", "status": "validating"}
-    upstream.at("GET /v1/batches/batch_1 ", {**batch, "input_file_id": "f", "completion_window": "24h"})
-    assert client.batches.retrieve(batch_id="batch_1").status == "validating"
-    file = {"id": "file-1", "object": "file", "bytes": 3, "created_at": 1, "filename": "a.jsonl", "purpose": "batch"}
-    upstream.at("POST /v1/files ", {**file, "status": "processed"})
-    assert client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch").id == "file-1"
+    upstream.at("POST /v1/images/edits ", {"created": 1, "data": [{"url": "https://images.example/2"}]})
+    dot = ("a.png", b"\x89PNG\r\n", "image/png")
+    assert client.images.edit(model="m", image=dot, prompt="x").data[0].url == "https://images.example/2"
+    assert dot[1] in upstream.asked[-1].body
+    choice = {"text": "Hi.", "index": 0, "logprobs": None, "finish_reason": "stop"}
+    upstream.at("POST /v1/completions ", {"id": "c", "object": "text_completion", "model": "m", "choices": [choice]})
+    assert client.completions.create(model="m", prompt="Hello").choices[0].text == "Hi."
+    upstream.at("POST /v1/responses ", response_answer())
+    upstream.at("GET /v1/responses/resp_1 ", response_answer())
+    assert client.responses.create(model="m", input="Hello").id == "resp_1"
+    assert client.responses.retrieve("resp_1").id == "resp_1"
     assert {asked.headers["authorization"] for asked in upstream.asked} == {f"Bearer {STORED}"}
 
 
-@pytest.mark.behaviour("RT-06", "PRX-01")
+@pytest.mark.behaviour("PRX-15", "RT-02")
+def test_files_batches_and_fine_tuning(place: Place) -> None:
+    client, upstream = place.connect(virtual_key=SLUG), place.upstream
+    file = {"id": "file-1", "object": "file", "bytes": 3, "created_at": 1, "filename": "a", "purpose": "batch"}
+    batch = {"id": "batch_1", "object": "batch", "input_file_id": "file-1", "status": "validating"}
+    job = {"id": "ftjob-1", "object": "fine_tuning.job", "model": "m", "training_file": "file-1", "status": "queued"}
+    for path, answer in {
+        "POST /v1/files ": {**file, "status": "processed"},
+        "GET /v1/files ": {"object": "list", "data": [file], "has_more": False},
+        "GET /v1/files/file-1 ": file,
+        "GET /v1/files/file-1/content ": b'{"a":1}\n',
+        "DELETE /v1/files/file-1 ": {"id": "file-1", "object": "file", "deleted": True},
+        "POST /v1/batches ": batch,
+        "GET /v1/batches/batch_1 ": batch,
+        "POST /v1/batches/batch_1/cancel ": {**batch, "status": "cancelling"},
+        "POST /v1/fine_tuning/jobs ": job,
+        "GET /v1/fine_tuning/jobs/ftjob-1 ": job,
+        "POST /v1/fine_tuning/jobs/ftjob-1/cancel ": {**job, "status": "cancelled"},
+    }.items():
+        upstream.at(path, answer)
+    assert client.files.create(file=("a.jsonl", b'{"odd": 1}\n'), purpose="batch").id == "file-1"
+    assert b'{"odd": 1}\n' in upstream.last.body
+    assert [one.id for one in client.files.list().data] == ["file-1"]
+    assert client.files.retrieve("file-1").filename == "a"
+    assert client.files.content("file-1").content == b'{"a":1}\n'
+    assert client.files.delete("file-1").deleted is True
+    window: Any = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    assert client.batches.create(**window).id == "batch_1"
+    assert client.batches.retrieve("batch_1").status == "validating"
+    assert client.batches.cancel("batch_1").status == "cancelling"
+    assert client.fine_tuning.jobs.create(model="m", training_file="file-1").id == "ftjob-1"
+    assert client.fine_tuning.jobs.retrieve("ftjob-1").status == "queued"
+    assert client.fine_tuning.jobs.cancel("ftjob-1").status == "cancelled"
+    assert {asked.headers["authorization"] for asked in upstream.asked} == {f"Bearer {STORED}"}
+
+
+@pytest.mark.behaviour("RT-05", "RT-06", "PRX-01")
 def test_any_path_by_the_methods_of_the_client(place: Place) -> None:
     place.upstream.at("GET /v1/odd/path?limit=2 ", {"odd": [1, 2]})
     place.upstream.at("POST /v1/odd ", {"made": True})
@@ -316,6 +357,8 @@ def test_the_clients_of_node(place: Place) -> None:
     upstream.at("POST /v1/audio/speech ", b"\x00\xff", "200 OK", ("Content-Type", "audio/mpeg"))
     upstream.at("POST /v1/audio/transcriptions ", {"text": "Hello."})
     upstream.at("GET /v1/models ", {"object": "list", "data": [{"id": "gpt-4o", "object": "model"}]})
+    heard = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Hi"}\n\n'
+    upstream.at("POST /v1/responses ", b"", "200 OK", events, pieces=(heard,))
     upstream.at("POST /v1/messages ", ANTHROPIC.whole(said))
     upstream.at("POST /v1/messages/count_tokens ", {"input_tokens": 7})
     upstream.at("POST /streamed/v1/messages ", b"", "200 OK", events, pieces=(ANTHROPIC.stream(said),))

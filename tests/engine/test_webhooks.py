@@ -24,7 +24,7 @@ from tests.support.waiting import settle, until
 
 import loomgate
 from loomgate import clock
-from loomgate.bus import Bus
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.webhooks import Webhooks, sign
 from loomgate.engine.worker import WorkerSettings
@@ -193,7 +193,7 @@ async def server(
 ) -> AsyncGenerator[Server, None]:
     async with open_store(made, exclusive=True) as store:
         webhooks = Webhooks(store.outbox, made.webhooks, made.webhook_retry_seconds, dice=lambda: dice)
-        bus = Bus(retention_seconds=60, retention_bytes=1 << 20)
+        bus = LocalBus(retention_seconds=60, retention_bytes=1 << 20)
         gateway = Gateway(GatewayConfig())
         engine = Engine(store, gateway, bus, WorkerSettings(), webhooks if deliver else None)
         await engine.start()

@@ -2,18 +2,21 @@
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
 from loomgate.app import provider_config
 from loomgate.errors import ProviderError, SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig, Retries, Stored, StoredKey
+from loomgate.gateway.call import Request
 from loomgate.gateway.resolve import target_of
 from loomgate.providers.catalogue import CATALOGUE
 from loomgate.providers.sigv4 import AwsKeys, SigV4
 from loomgate.settings import Provider, Secret
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, TextDelta, Upstream
+from loomgate.wire.endpoints import ENDPOINTS
+from loomgate.wire.policy import Naming
 from tests.providers.conformance.replay import Asked, Canned, Replay
 from tests.providers.conformance.suite import Answer
 from tests.providers.conformance.wire_bedrock import WIRE
@@ -138,3 +141,31 @@ def test_where_a_call_goes() -> None:
     )
     assert openai.auth is None
     assert openai.secrets == ("k",)
+
+
+async def of_files(made: Gateway, id: str, **options: str) -> Any:
+    naming = Naming(provider="aws", options=options)
+    path = f"/files/{quote(id, safe='')}/content"
+    return await made.call(Request(ENDPOINTS["files"], naming, "ws", method="GET", path=path, content_type=""))
+
+
+@pytest.mark.behaviour("TR-25")
+async def test_a_lent_key_is_for_its_bucket_alone() -> None:
+    async with Replay(Canned(body=b"{}\n")) as server:
+        made = gateway(server, aws=KEYS, options={"aws_s3_bucket": "mine"})
+        assert (await of_files(made, "s3://mine/a")).status == 200
+        for id, options in (("s3://other/a", {}), ("s3://other/a", {"aws_s3_bucket": "other"})):
+            refused = await of_files(made, id, **options)
+            assert (refused.status, b"'mine'" in refused.body) == (400, True)
+        assert [asked.target for asked in server.asked] == ["/through/mine/a"]
+        await made.close()
+
+
+@pytest.mark.behaviour("TR-25")
+async def test_a_key_without_a_bucket_is_for_those_it_can_open() -> None:
+    async with Replay(Canned(body=b"{}\n")) as server:
+        made = gateway(server, aws=KEYS)
+        assert (await of_files(made, "s3://other/a")).status == 200
+        own = {"aws_access_key_id": "AKIA", "aws_secret_access_key": "s", "aws_s3_bucket": "own"}
+        assert (await of_files(made, "s3://other/a", **own)).status == 200
+        await made.close()

@@ -1,5 +1,6 @@
 """Budgets and rates of virtual keys: who is let in, who is not, and when again."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from loomgate import clock
 from loomgate.gateway.limits import Limits, key_id, period_start
+from loomgate.gateway.spending import Spending
 from loomgate.store.ledger import Spent
 from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 
@@ -82,6 +84,50 @@ def test_a_budget_outlives_a_restart() -> None:
     assert limits.admit(KEY, budget(10.5)) is None
     limits.reset(KEY)
     assert limits.admit(KEY, budget(10.0)) is None
+
+
+def test_what_other_nodes_spend_counts_once() -> None:
+    limits, allowed, today = Limits(), budget(10.0), int(clock.now()) // 86_400
+    parents = {KEY: "team/integration/acme"}
+
+    def spent() -> list[float]:
+        return [round(limits.spent(id, UsageLimits()), 6) for id in (KEY, parents[KEY])]
+
+    limits.load([Spent("team", "openai-main", today - 1, 1.0, 10)], parents)
+    limits.spend_with(parents, KEY, 2.0, 20)
+    limits.correct([Spent("team", "openai-main", today - 1, 1.0, 10)], parents)
+    assert spent() == [3.0, 3.0]
+    # The ledger has what another node spent, but not yet what was spent here.
+    limits.correct([Spent("team", "openai-main", today, 1.5, 10)], parents)
+    assert spent() == [3.0, 3.0]
+    for _ in range(2):
+        limits.correct([Spent("team", "openai-main", today, 3.5, 30)], parents)
+        assert spent() == [4.5, 4.5]
+    assert limits.spent(KEY, UsageLimits(type="tokens")) == 40
+    # What was spent before a reset by hand goes on standing in the ledger.
+    assert limits.admit(KEY, allowed, since=int(clock.now()) + 1) is None
+    limits.correct([Spent("team", "openai-main", today, 4.5, 40)], parents)
+    assert spent() == [1.0, 5.5]
+
+
+@pytest.mark.anyio
+async def test_sums_are_read_again_of_the_keys_that_are_in_use() -> None:
+    limits, today = Limits(), int(clock.now()) // 86_400
+    parents = {KEY: "team/integration/acme", "team/b": "team/integration/acme", "team/c": "team/integration/other"}
+    read: list[tuple[list[tuple[str, str]], int]] = []
+
+    async def ledger(keys: Iterable[tuple[str, str]], first: int) -> list[Spent]:
+        read.append((list(keys), first))
+        return [Spent("team", "b", today, 7.0, 0)]
+
+    spending = Spending(limits, parents, ledger)
+    await spending.look()
+    assert read == []
+    assert limits.admit("team/integration/acme", budget(7.0)) is None
+    await spending.look()
+    assert read == [([("team", "b"), ("team", "integration/acme"), ("team", "openai-main")], today - 1)]
+    assert limits.admit("team/integration/acme", budget(7.0)) is not None
+    assert limits.spent("team/b", UsageLimits()) == 7.0
 
 
 def test_an_alert_is_logged_once_a_period(caplog: pytest.LogCaptureFixture) -> None:

@@ -495,6 +495,34 @@ def test_headers_about_an_upload(connect: Any, aws: Aws) -> None:
             upload(**headers)
 
 
+def test_a_config_may_say_all_of_it(connect: Any, aws: Aws) -> None:
+    target = {
+        "provider": "bedrock",
+        "custom_host": aws.url,
+        "aws_access_key_id": KEYS.access_key_id,
+        "aws_secret_access_key": KEYS.secret_access_key,
+        "aws_session_token": KEYS.session_token,
+        "aws_region": "eu-west-1",
+        "aws_s3_bucket": "my-bucket",
+    }
+    sdk = connect("", "", config=json.dumps({"strategy": {"mode": "fallback"}, "targets": [target]}))
+    made = sdk.files.create(file=("a.jsonl", lines(request("a", "Hi"))), purpose="batch")
+    assert sdk.files.retrieve(made.id).filename == "a.jsonl"
+
+
+def test_paths_that_mean_nothing(sdk: openai.OpenAI, aws: Aws) -> None:
+    for method, path, status in (
+        ("POST", "/batches/x/output", 405),
+        ("DELETE", "/batches/x", 405),
+        ("PUT", "/files", 405),
+        ("GET", "/fine_tuning/x", 404),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            sdk.request(object, openai._models.FinalRequestOptions(method=method, url=path))  # pyright: ignore[reportPrivateUsage]
+        assert caught.value.status_code == status
+    assert aws.asked == []
+
+
 def test_fine_tuning(sdk: openai.OpenAI, aws: Aws) -> None:
     turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")]
     example = {"messages": [{"role": role, "content": text} for role, text in turns]}

@@ -8,7 +8,7 @@ from loomgate.providers.jobs import job
 from loomgate.providers.operations import verbs_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "gateway" / "jobs.md"
-VENDORS = ["bedrock", "vertex-ai"]
+VENDORS = ["bedrock", "vertex-ai", "fireworks-ai", "cohere"]
 
 
 def table() -> str:

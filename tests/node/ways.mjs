@@ -22,6 +22,18 @@ async function spoken(stream) {
   return text;
 }
 
+// Calls that both of OpenAI's and Portkey's clients have.
+async function others(client) {
+  const speech = await client.audio.speech.create({ model: "tts-1", voice: "alloy", input: "Hello" });
+  assert.deepEqual([...new Uint8Array(await speech.arrayBuffer())], [0, 255]);
+  const file = await toFile(Buffer.from([0, 255, 1]), "a.mp3");
+  assert.equal((await client.audio.transcriptions.create({ model: "whisper-1", file })).text, "Hello.");
+  assert.deepEqual((await client.models.list()).data.map(({ id }) => id), ["gpt-4o"]);
+  const events = [];
+  for await (const event of await client.responses.create({ model: "m", input: "x", stream: true })) events.push(event.type);
+  assert.deepEqual(events, ["response.output_text.delta"]);
+}
+
 const scenarios = {
   async "openai"() {
     const made = (path) => new OpenAI({
@@ -42,10 +54,7 @@ const scenarios = {
     const file = (name, type) => toFile(Buffer.from([0, 255, 13, 10]), name, { type });
     const edited = await client.images.edit({ model: "m", prompt: "red", image: await file("dot.png", "image/png") });
     assert.equal(edited.data[0].b64_json, "AP8=");
-    const heard = await client.audio.transcriptions.create({ model: "whisper-1", file: await file("a.wav", "audio/wav") });
-    assert.equal(heard.text, "Hello.");
-    const speech = await client.audio.speech.create({ model: "tts-1", voice: "alloy", input: "Hello" });
-    assert.deepEqual([...new Uint8Array(await speech.arrayBuffer())], [0, 255]);
+    await others(client);
     const error = await refused(made("refused").chat.completions.create(chat));
     assert.ok(error instanceof OpenAI.BadRequestError, error?.stack);
     assert.deepEqual([error.error.message, error.type, error.param, error.code], ["openai error: Bad value.", "invalid_request_error", "n", "bad"]);
@@ -79,6 +88,7 @@ const scenarios = {
     assert.equal(await spoken(await streamed.chat.completions.create({ ...chat, stream: true })), "One two.");
     const embedded = await made({ virtualKey: VIRTUAL_KEY }).embeddings.create({ model: "m", input: "a" });
     assert.equal(embedded.data.length, 1);
+    await others(made(own));
     const error = await refused(made({ ...own, customHost: `${UPSTREAM}/refused` }).chat.completions.create(chat));
     assert.equal(error.status, 400);
     assert.ok(error.message.includes("Bad value."), error.message);

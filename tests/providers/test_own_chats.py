@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,6 +16,7 @@ from loomgate.wire.chat import (
     ChatMessage,
     Chunk,
     Finish,
+    FinishReason,
     FunctionTool,
     ImagePart,
     ImageUrl,
@@ -26,7 +27,6 @@ from loomgate.wire.chat import (
     Usage,
 )
 from loomgate.wire.endpoints import EndpointName
-from tests.providers.asking import Ask
 from tests.providers.conformance.replay import Asked, Canned, Replay
 
 pytestmark = pytest.mark.anyio
@@ -88,65 +88,68 @@ def text(chunks: Iterable[Chunk]) -> str:
     return "".join(chunk.text for chunk in chunks if isinstance(chunk, TextDelta))
 
 
+def turns(who: str, what: str, *, you: str = "user", me: str = "assistant", first: str = "Hi") -> list[dict[str, str]]:
+    """What `TALK` has after its system message: ``who`` and ``what`` are the vendor's members, ``you`` and ``me`` its
+    roles."""
+    return [{who: you, what: first}, {who: me, what: "Yes?"}, {who: you, what: "Grüße"}]
+
+
+def case(
+    id: str, statements: str, call: Chat, path: str, body: Any, answer: Any, reason: str, usage: Usage | None = None
+) -> Any:
+    """``id`` is the vendor, then "completion" if it is one; ``reason`` is ours, then the vendor's own."""
+    vendor, _, kind = id.partition(" ")
+    endpoint = "complete" if kind else "chat"
+    ours, _, theirs = reason.partition(" ")
+    end = Finish(cast("FinishReason", ours), usage, theirs or None)
+    marks = pytest.mark.behaviour(*statements.split())
+    return pytest.param(vendor, endpoint, call, path, body, answer, end, id=id, marks=marks)
+
+
+BRIEF = {"role": "system", "content": "Be brief."}
+TUNED = {"temperature": 0.5, "top_p": 0.9}
 PLAIN: list[Any] = [
-    pytest.param(
+    case(
         "ai21",
-        "chat",
+        "PV-11",
         chat("j2-mid", stop=["!"]),
         "/j2-mid/chat",
         {
             "system": "Be brief.",
-            "messages": [
-                {"role": "user", "text": "Hi"},
-                {"role": "assistant", "text": "Yes?"},
-                {"role": "user", "text": "Grüße"},
-            ],
+            "messages": turns("role", "text"),
             "temperature": 0.5,
             "topP": 0.9,
             "maxTokens": 7,
             "stopSequences": ["!"],
         },
         {"id": "i", "outputs": [{"text": "Ok.", "role": "assistant", "finishReason": {"reason": "length"}}]},
-        Finish("length", None, "length"),
-        id="ai21",
-        marks=pytest.mark.behaviour("PV-11"),
+        "length length",
     ),
-    pytest.param(
-        "ai21",
-        "complete",
+    case(
+        "ai21 completion",
+        "PV-11",
         chat("j2-mid", PROMPT),
         "/j2-mid/complete",
         {"prompt": "Once upon", "temperature": 0.5, "topP": 0.9, "maxTokens": 7},
         {"id": "i", "completions": [{"data": {"text": "Ok."}, "finishReason": {"reason": "endoftext"}}]},
-        Finish("stop", None, "endoftext"),
-        id="ai21 completion",
-        marks=pytest.mark.behaviour("PV-11"),
+        "stop endoftext",
     ),
-    pytest.param(
+    case(
         "palm",
-        "chat",
+        "PV-13",
         chat("models/chat-bison-001", temperature=2),
         "/models/chat-bison-001:generateMessage",
         {
-            "prompt": {
-                "context": "Be brief.",
-                "messages": [
-                    {"author": "user", "content": "Hi"},
-                    {"author": "assistant", "content": "Yes?"},
-                    {"author": "user", "content": "Grüße"},
-                ],
-            },
+            "prompt": {"context": "Be brief.", "messages": turns("author", "content")},
             "temperature": 1.0,
             "topP": 0.9,
         },
         {"candidates": [{"author": "1", "content": "Ok."}], "messages": []},
-        Finish("stop", None, "stop"),
-        id="palm",
-        marks=pytest.mark.behaviour("PV-13"),
+        "stop stop",
     ),
-    pytest.param(
-        "palm",
-        "complete",
+    case(
+        "palm completion",
+        "PV-13",
         chat("text-bison-001", PROMPT, stop=["!"]),
         "/models/text-bison-001:generateText",
         {
@@ -157,22 +160,16 @@ PLAIN: list[Any] = [
             "topP": 0.9,
         },
         {"candidates": [{"output": "Ok.", "safetyRatings": []}]},
-        Finish("stop", None, "stop"),
-        id="palm completion",
-        marks=pytest.mark.behaviour("PV-13"),
+        "stop stop",
     ),
-    pytest.param(
+    case(
         "reka-ai",
-        "chat",
+        "PV-27",
         chat("reka-core", stop=["!"]),
         "/chat",
         {
             "model_name": "reka-core",
-            "conversation_history": [
-                {"type": "human", "text": "Be brief.\n\nHi"},
-                {"type": "model", "text": "Yes?"},
-                {"type": "human", "text": "Grüße"},
-            ],
+            "conversation_history": turns("type", "text", you="human", me="model", first="Be brief.\n\nHi"),
             "request_output_len": 7,
             "temperature": 0.5,
             "runtime_top_p": 0.9,
@@ -184,44 +181,34 @@ PLAIN: list[Any] = [
             "finish_reason": "length",
             "metadata": {"input_tokens": 11, "generated_tokens": 2},
         },
-        Finish("length", Usage(11, 2), "length"),
-        id="reka-ai",
-        marks=pytest.mark.behaviour("PV-27"),
+        "length length",
+        Usage(11, 2),
     ),
-    pytest.param(
+    case(
         "bytez",
-        "chat",
+        "PV-58",
         chat("org/model"),
         "/models/v2/org/model",
         {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Yes?"},
-                {"role": "user", "content": "Grüße"},
-            ],
+            "messages": [BRIEF, *turns("role", "content")],
             "stream": False,
-            "params": {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9},
+            "params": {"max_new_tokens": 7, **TUNED},
         },
         {"error": None, "output": {"role": "assistant", "content": "Ok."}},
-        Finish("stop", None, "stop"),
-        id="bytez",
-        marks=pytest.mark.behaviour("PV-58"),
+        "stop stop",
     ),
-    pytest.param(
-        "triton",
-        "complete",
+    case(
+        "triton completion",
+        "PV-36",
         chat("ensemble", PROMPT, max_completion_tokens=..., stop=["!"]),
         "/generate",
-        {"text_input": "Once upon", "max_tokens": 100, "temperature": 0.5, "top_p": 0.9, "stop_words": ["!"]},
+        {"text_input": "Once upon", "max_tokens": 100, **TUNED, "stop_words": ["!"]},
         {"model_name": "ensemble", "model_version": "1", "text_output": "Ok."},
-        Finish("stop", None, "stop"),
-        id="triton",
-        marks=pytest.mark.behaviour("PV-36"),
+        "stop stop",
     ),
-    pytest.param(
-        "cohere",
-        "complete",
+    case(
+        "cohere completion",
+        "PV-10 TR-24",
         chat("command", PROMPT, top_p=1.0, stream=False),
         "/v1/generate",
         {"model": "command", "prompt": "Once upon", "stream": False, "max_tokens": 7, "temperature": 0.5, "p": 0.99},
@@ -231,47 +218,32 @@ PLAIN: list[Any] = [
             "prompt": "Once upon",
             "meta": {"api_version": {"version": "1"}, "billed_units": {"input_tokens": 3, "output_tokens": 7}},
         },
-        Finish("length", Usage(3, 7), "MAX_TOKENS"),
-        id="cohere completion",
-        marks=pytest.mark.behaviour("PV-10", "TR-24"),
+        "length MAX_TOKENS",
+        Usage(3, 7),
     ),
-    pytest.param(
+    case(
         "workers-ai",
-        "chat",
+        "PV-26",
         chat("@cf/meta/llama-3.1-8b-instruct", stream=False),
         "/@cf/meta/llama-3.1-8b-instruct",
-        {
-            "messages": [
-                {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Yes?"},
-                {"role": "user", "content": "Grüße"},
-            ],
-            "max_tokens": 7,
-            "temperature": 0.5,
-            "top_p": 0.9,
-            "stream": False,
-        },
+        {"messages": [BRIEF, *turns("role", "content")], "max_tokens": 7, **TUNED, "stream": False},
         {
             "result": {"response": "Ok.", "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}},
             "success": True,
             "errors": [],
             "messages": [],
         },
-        Finish("stop", Usage(9, 2)),
-        id="workers-ai",
-        marks=pytest.mark.behaviour("PV-26"),
+        "stop",
+        Usage(9, 2),
     ),
-    pytest.param(
-        "workers-ai",
-        "complete",
+    case(
+        "workers-ai completion",
+        "PV-26",
         chat("@cf/m", PROMPT),
         "/@cf/m",
-        {"prompt": "Once upon", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "stream": True},
+        {"prompt": "Once upon", "max_tokens": 7, **TUNED, "stream": True},
         {"result": {"response": "Ok."}, "success": True, "errors": [], "messages": []},
-        Finish("stop", None),
-        id="workers-ai completion",
-        marks=pytest.mark.behaviour("PV-26"),
+        "stop",
     ),
 ]
 
@@ -533,105 +505,3 @@ def test_newer_models_of_ai21_speak_openais_dialect() -> None:
     assert json.loads(call.body)["model"] == "jamba-large"
     assert operation(target("ai21"), "chat", "jamba-large") is not None
     assert operation(target("ai21"), "chat", "j2-mid") is None
-
-
-# --- Vertex AI ---
-
-PLACE = "projects/p/locations/us-east5/"
-REGIONAL = "https://us-east5-aiplatform.googleapis.com/"
-
-
-def vertex(call: Chat) -> tuple[str, dict[str, Any], dict[str, str]]:
-    row = CATALOGUE["vertex-ai"]
-    to = Target(vendor=row, base_url=str(row.base_url), api_key="ya29", project="p", region="us-east5")
-    found = dialect_of(to, call.model)
-    assert found is not None
-    made = found.request(call, to)
-    return made.url, json.loads(made.body), made.headers
-
-
-@pytest.mark.behaviour("TR-21", "PV-07")
-@pytest.mark.parametrize(
-    ("model", "stream", "path", "has"),
-    [
-        (
-            "anthropic.claude-sonnet-4@20250514",
-            True,
-            f"v1/{PLACE}publishers/anthropic/models/claude-sonnet-4@20250514:streamRawPredict",
-            {"anthropic_version": "vertex-2023-10-16", "stream": True},
-        ),
-        (
-            "anthropic.claude-3-haiku",
-            False,
-            f"v1/{PLACE}publishers/anthropic/models/claude-3-haiku:rawPredict",
-            {"anthropic_version": "vertex-2023-10-16"},
-        ),
-        (
-            "mistralai.mistral-small-2503",
-            True,
-            f"v1/{PLACE}publishers/mistralai/models/mistral-small-2503:streamRawPredict",
-            {"model": "mistral-small-2503"},
-        ),
-        (
-            "meta.llama-3.3-70b-instruct-maas",
-            True,
-            f"v1beta1/{PLACE}endpoints/openapi/chat/completions",
-            {"model": "meta/llama-3.3-70b-instruct-maas"},
-        ),
-        ("endpoints.1234567890", True, f"v1beta1/{PLACE}endpoints/1234567890/chat/completions", {}),
-        (
-            "gemini-2.5-flash",
-            True,
-            f"v1beta1/{PLACE}publishers/google/models/gemini-2.5-flash:streamGenerateContent?alt=sse",
-            {},
-        ),
-    ],
-)
-def test_publishers_on_vertex(model: str, stream: bool, path: str, has: dict[str, Any]) -> None:
-    url, body, headers = vertex(chat(model, PROMPT, stream=stream))
-    assert url == REGIONAL + path
-    assert has.items() <= body.items()
-    if "model" not in has:
-        assert "model" not in body
-    assert headers["Authorization"] == "Bearer ya29"
-    assert not {"x-api-key", "anthropic-version"} & {name.lower() for name in headers}
-
-
-@pytest.mark.behaviour("PV-07")
-def test_anthropics_messages_on_vertex() -> None:
-    row = CATALOGUE["vertex-ai"]
-    to = Target(vendor=row, base_url=str(row.base_url), api_key="ya29", project="p")
-    fields = {"model": "anthropic.claude-x", "max_tokens": 3, "messages": [], "stream": True}
-    doing = operation(to, "messages", "anthropic.claude-x")
-    assert doing is not None
-    assert doing.passes
-    call = doing.request(Ask(path="/messages", fields=fields), fields, None, to)
-    where = "https://aiplatform.googleapis.com/v1/projects/p/locations/global/publishers/anthropic/models/"
-    assert call.url == where + "claude-x:streamRawPredict"
-    assert json.loads(call.body) == {
-        "anthropic_version": "vertex-2023-10-16",
-        "max_tokens": 3,
-        "messages": [],
-        "stream": True,
-    }
-    count = doing.request(Ask(path="/messages/count_tokens", fields=fields), fields, None, to)
-    assert count.url == where + "count-tokens:rawPredict"
-    assert operation(to, "count_tokens", "anthropic.claude-x") is doing
-    assert operation(to, "messages", "gemini-2.5-flash") is None  # a front plays it
-
-
-@pytest.mark.parametrize("model", ["anthropic.../x", "meta.", "endpoints.a/b", "a b", "google.", "x:y"])
-def test_no_models_name_on_vertex(model: str) -> None:
-    with pytest.raises(ProviderError) as caught:
-        vertex(chat(model, PROMPT))
-    assert caught.value.kind == "model_not_found"
-
-
-def test_vertex_needs_a_project() -> None:
-    row = CATALOGUE["vertex-ai"]
-    to = Target(vendor=row, base_url=str(row.base_url), api_key="ya29")
-    found = dialect_of(to, "meta.llama")
-    assert found is not None
-    with pytest.raises(ProviderError) as caught:
-        found.request(chat("meta.llama"), to)
-    assert "vertex_project_id" in caught.value.message

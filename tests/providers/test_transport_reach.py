@@ -14,7 +14,8 @@ from loomgate import clock
 from loomgate.errors import ProviderError
 from loomgate.providers import dial
 from loomgate.providers.dialect import HttpCall
-from loomgate.providers.http1 import Connection, Pool
+from loomgate.providers.http1 import Connection
+from loomgate.providers.pool import Pool
 from loomgate.providers.transport import Limits, Timeouts, Transport
 from tests.support.authority import Authority
 from tests.support.peer import Peer, Server, answer, saying

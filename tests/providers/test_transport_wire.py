@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loomgate.errors import ProviderError
 from loomgate.providers.dialect import HttpCall
-from loomgate.providers.http1 import LONGEST_HEAD, Connection, Pool
+from loomgate.providers.http1 import LONGEST_HEAD, Connection
+from loomgate.providers.pool import Pool
 from loomgate.providers.transport import Timeouts, Transport
 from tests.support.peer import Peer, Server, answer, saying
 from tests.support.waiting import until

@@ -188,6 +188,12 @@ class TestLimit:
         (again,) = await claim(store, 10, 1)
         assert (again.row.id, again.row.fence) == (first.id, 2)
 
+    async def test_runs_of_a_deleted_thread_take_no_place(self, store: Store) -> None:
+        run, _ = await queue(store, "many", 2)
+        await claim(store, 10, 1)
+        await store.threads.delete("many", run.thread_id)
+        assert by_workspace(await claim(store, 10, 1)) == {"many": 1}
+
     async def test_more_workspaces_at_their_limits_than_are_looked_at(
         self, store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -203,6 +209,16 @@ class TestLimit:
         await queue(store, "zz", 1)
         found = [one.row.workspace for _ in range(4) for one in await claim(store, 3, 1)]
         assert found == ["zz"]
+
+
+async def test_clocks_that_differ_are_noticed(
+    store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "_offset", 0.0)
+    assert abs(await store.runs.queue.clock_ahead()) < 1
+    monkeypatch.setattr(clock, "_offset", -20.0)
+    expected = 0 if isinstance(database, SqliteDatabase) else -20
+    assert await store.runs.queue.clock_ahead() == pytest.approx(expected, abs=1)
 
 
 @asynccontextmanager

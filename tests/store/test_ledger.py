@@ -180,6 +180,9 @@ async def test_what_virtual_keys_spend_is_added_up_by_day(ledger: Ledger) -> Non
         Spent("team", "vk", first, 1.0, 16),
         Spent("team", "vk", first + 1, 0.0, 100),
     ]
+    keys = [("team", "vk"), ("team", "idle"), ("nobody", "vk")]
+    assert sorted(await ledger.spent_lately(keys, first + 1)) == [Spent("team", "vk", first + 1, 0.0, 100)]
+    assert len(await ledger.spent_lately([*keys, ("other", "vk")], first)) == 3
     await ledger.reset_spending("team", "vk")
     assert [row.workspace for row in await ledger.spending()] == ["other"]
 

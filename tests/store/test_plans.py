@@ -37,6 +37,7 @@ PLANS = {
     "assistants._UPDATE": "assistants key (id=?)",
     "assistants._DELETE": "assistants key (id=?)",
     "claims._NEXT_DUE": "ix_runs_due (due>?)",
+    "claims._WAITING": "ix_runs_due (due<?)",
     "configs._BY_SLUG": "documents key (workspace=? AND kind=? AND slug=?); document_versions key (id=?)",
     "configs._BY_ID": "documents key (id=?); document_versions key (id=?)",
     "configs._DEFAULT": "documents key (workspace=? AND kind=?); document_versions key (id=?)",
@@ -56,6 +57,7 @@ PLANS = {
     "ledger._GET": "calls key (id=?)",
     "ledger._FORGET": "calls key (id=?); calls key (id<?)",
     "ledger._RESET": "spending key (workspace=? AND virtual_key=?)",
+    "nodes._SEALED": "credentials key (id=?)",
     "outbox._LAST": "ix_deliveries_owed (endpoint=? AND run_id=?)",
     "outbox._CLAIM": "deliveries key (id=?); ix_deliveries_due (endpoint=? AND due<?)",
     "outbox._NEXT_DUE": "ix_deliveries_due (endpoint=? AND due>?)",
@@ -115,7 +117,7 @@ PLANS = {
 # A claim sorts what it has found, which is bounded; each search in it stops at its limit, or at the next workspace.
 _CANDIDATES = [
     "head key (id=?)",
-    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_held (workspace=? AND status=? AND due>?)",
     "ix_runs_owed (due>? AND due<?)",
     "ix_runs_queued (workspace=? AND due<?)",
@@ -126,6 +128,7 @@ CLAIMS = {
     "claims._ANY": _CANDIDATES,
     "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)"],
     "claims._ALONE": [],
+    "claims._CLOCK": [],
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.
@@ -136,6 +139,9 @@ WALKS = {
     "configs._ALL": "`loomgate configs list` shows all",
     "keys._ANY": "stops at the first",
     "ledger._SPENT": "the start adds up all there is: a row for each virtual key and day",
+    "nodes._ANY[credential]": "stops at the first",
+    "nodes._ANY[virtual_key]": "stops at the first",
+    "nodes._ANY[integration]": "stops at the first",
     "threads._TO_PURGE": "stops at the first",
     "threads._PURGE_NOW": "stops at the first that nobody else has",
 }

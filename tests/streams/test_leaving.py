@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from loomgate import clock
-from loomgate.bus import Bus
+from loomgate.bus import State
+from loomgate.bus.local import LocalBus
 
 
 async def _cancelled_after(ticks: int, wait: Awaitable[object], happen: Callable[[], object]) -> bool:
@@ -28,11 +29,15 @@ async def _cancelled_after(ticks: int, wait: Awaitable[object], happen: Callable
     return task.cancelled()
 
 
+async def _state() -> State:
+    return State([], over=False)
+
+
 @pytest.mark.parametrize("ticks", range(4))
 def test_a_viewer_may_leave_in_the_moment_of_an_event(ticks: int) -> None:
     async def play() -> bool:
-        bus = Bus(retention_seconds=60, retention_bytes=1000)
-        viewer = bus.subscribe("run_a", fresh=True)
+        bus = LocalBus(retention_seconds=60, retention_bytes=1000)
+        viewer = await bus.subscribe("run_a", _state, fresh=True)
         return await _cancelled_after(ticks, viewer.next(10), lambda: bus.publish("run_a", [b"event\n\n"]))
 
     assert asyncio.run(play())

@@ -36,7 +36,7 @@ class Peer:
             head = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        line, *lines = head.decode().split("\r\n")
+        line, *lines = head.decode("utf-8", "replace").split("\r\n")
         pairs = (one.split(": ", 1) for one in lines if one)
         self.requests.append(Request(line, {name.lower(): value for name, value in pairs}, b"", head))
         return self.requests[-1]
@@ -98,7 +98,7 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
         if kind is None:
-            assert not self.failures
+            assert not self.failures, self.failures
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -22,7 +22,8 @@ import apsw
 import msgspec
 
 from loomgate import clock
-from loomgate.bus import Bus
+from loomgate.bus import Subscription
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.worker import Worker, WorkerSettings
 from loomgate.gateway import Gateway, GatewayConfig
@@ -91,14 +92,23 @@ class _AtOnce(Executor):
         return done
 
 
-class RecordingBus(Bus):
+class RecordingBus(LocalBus):
     """A bus that remembers all that was published: (run id, event name or ``done``, data)."""
 
     def __init__(self) -> None:
         super().__init__(retention_seconds=120, retention_bytes=1 << 24)
         self.told: list[tuple[str, str, Any]] = []
 
-    def publish(self, run_id: str, events: list[bytes], *, first: bool = False, settled: bool = False) -> None:
+    def publish(
+        self,
+        run_id: str,
+        events: list[bytes],
+        *,
+        first: bool = False,
+        settled: bool = False,
+        fence: int = 0,
+        viewer: Subscription | None = None,
+    ) -> None:
         super().publish(run_id, events, first=first, settled=settled)
         self.told += [(run_id, *parse(event)) for event in events]
         if settled:

@@ -186,6 +186,15 @@ def chat_answer(text: str = "Hi.", **more: Any) -> dict[str, Any]:
     }
 
 
+def response_answer(**more: Any) -> dict[str, Any]:
+    """A whole response that says "Hello.", as OpenAI's Responses have it."""
+    text = {"type": "output_text", "text": "Hello.", "annotations": []}
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [text]}
+    made = {"id": "resp_1", "object": "response", "created_at": 1.0, "model": "gpt-4o", "status": "completed"}
+    made |= {"output": [message], "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+    return {**made, **more}
+
+
 def chat_events(*texts: str) -> tuple[bytes, ...]:
     """The events of a streamed chat completion as OpenAI sends them, one each."""
     made: list[bytes] = []

@@ -51,15 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    # Nothing that is imported becomes garbage: looking for some costs a fifth of the start. `app.serve` turns it on.
+    return _node(options, worker=False)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    return _node(options, worker=True)
+
+
+def _node(options: argparse.Namespace, *, worker: bool) -> int:
+    # Nothing that is imported becomes garbage: looking for some costs a fifth of the start. `app` turns it on.
     gc.disable()
     settings = load(options)
     from loomgate import app
 
     try:
-        return app.serve(settings)
+        return app.work(settings) if worker else app.serve(settings)
     except OSError as error:
-        where = f"port {settings.port} of {settings.host}"
+        where = f"port {settings.worker_port if worker else settings.port} of {settings.host}"
         match error.errno:
             case errno.EADDRINUSE:
                 return fail(f"{where} is taken: stop what listens there, or choose another with --port", 1)
@@ -83,7 +91,7 @@ def _migrate(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from loomgate import doctor
 
-    given = {name: getattr(options, name) for name in SETTING_OPTIONS}
+    given = {name: getattr(options, name, None) for name in SETTING_OPTIONS}
     return doctor.run(given, options.config, offline=options.offline)
 
 
@@ -132,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     place = Parser(add_help=False)
     place.add_argument("--config", type=Path, metavar="FILE", help="settings file (default: ./loomgate.toml)")
     place.add_argument("--data", metavar="FOLDER", help="folder for the database and the seal key")
-    place.add_argument("--database-url", metavar="URL", help="sqlite:/// and a path")
+    place.add_argument("--database-url", metavar="URL", help="postgresql://…, or sqlite:/// and a path")
     address = Parser(add_help=False)
     address.add_argument("--host", metavar="ADDRESS", help="address to listen on")
     address.add_argument("--port", metavar="N", help="port to listen on; 0: any free one")
@@ -145,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     word(words.add_parser, "serve", "Run the server until it is told to stop.", _serve, address)
+    worker = word(words.add_parser, "worker", "Drive runs for the servers of a cluster.", _worker)
+    worker.add_argument("--host", metavar="ADDRESS", help="address to answer probes on")
+    worker.add_argument("--port", metavar="N", dest="worker_port", help="port to answer probes on; 0: none (default)")
     word(words.add_parser, "migrate", "Bring the database to this version's form.", _migrate)
     doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
     doctor.add_argument("--offline", action="store_true", help="do not call the providers")

@@ -17,7 +17,7 @@ Command = Callable[[argparse.Namespace], int]
 Work = Callable[["Store", argparse.Namespace, "Settings"], Coroutine[None, None, int]]
 
 # Options of `serve` and friends that are settings by another road.
-SETTING_OPTIONS = ("host", "port", "data", "database_url")
+SETTING_OPTIONS = ("host", "port", "worker_port", "data", "database_url")
 
 
 class Parser(argparse.ArgumentParser):

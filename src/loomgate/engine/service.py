@@ -12,11 +12,11 @@ from typing import TypeVar
 import msgspec
 
 from loomgate import clock
-from loomgate.bus import Bus, Subscription
+from loomgate.bus import Bus, Held, Look, State, Subscription
 from loomgate.engine import points
 from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import Worker, WorkerSettings
-from loomgate.errors import LoomgateError
+from loomgate.errors import ApiError, LoomgateError
 from loomgate.gateway import Gateway
 from loomgate.store import Store
 from loomgate.store.records import Overdue
@@ -37,6 +37,7 @@ _decode_step = msgspec.json.Decoder(Step).decode
 _decode_message = msgspec.json.Decoder(Message).decode
 
 _HOUSEKEEPING_SECONDS = 30.0
+_CLOCKS_APART = 1.0  # seconds that the clocks of two hosts may differ without a word (docs/why/leases.md)
 _GRACE = 0.5  # seconds that webhook calls under way get in any case: broken off, they would be made twice
 
 
@@ -61,6 +62,7 @@ class Engine:
         self._gateway = gateway
         self._bus = bus
         self._worker = Worker(store, gateway, bus, settings)
+        bus.held = self._held
         self._housekeeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,11 +71,23 @@ class Engine:
             adopted = await self.store.runs.adopt()
             if adopted:
                 log.info("taking over %d runs of a server that stopped in the middle", adopted)
+        ahead = await self.store.runs.queue.clock_ahead()
+        if abs(ahead) > _CLOCKS_APART:
+            log.warning(
+                "the clock of this host is %.1f s %s the database's: runs may be taken over or expire too early or too"
+                " late; set the clocks of all hosts by NTP",
+                abs(ahead),
+                "ahead of" if ahead > 0 else "behind",
+            )
         if self._webhooks is not None:
             self._webhooks.start()
         self._worker.start()
         self._bus.poke()
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
+
+    def drain(self) -> None:
+        """Claim no more runs; those under way go on until `close`."""
+        self._worker.drain()
 
     async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
         """Stop: runs under way may finish for ``drain_seconds`` and until ``hurry`` is set; others are handed back."""
@@ -146,7 +160,9 @@ class Engine:
     ) -> Started:
         """Queue ``run``; see `Runs.create` for what it raises. With ``stream`` the viewer misses nothing, the run's
         creation included: it looks on before the run exists (SSE-40, SSE-41)."""
-        viewer = self._bus.subscribe(run.id, fresh=True) if stream else None
+        viewer = None
+        if stream:
+            viewer = await self._bus.subscribe(run.id, self._look(workspace, run.thread_id, run.id), fresh=True)
         try:
             created = await self.store.runs.create(workspace, run, spec, messages, thread)
         except BaseException:
@@ -188,7 +204,9 @@ class Engine:
     ) -> Started:
         """Let the run go on with ``outputs`` (call id, output); see `Runs.submit`. The stream begins with the
         finished step (SSE-42)."""
-        viewer = self._bus.subscribe(run_id) if stream else None
+        viewer = None
+        if stream:
+            viewer = await self._bus.subscribe(run_id, self._look(workspace, thread_id, run_id))
         try:
             submitted = await self._fresh(lambda: self.store.runs.submit(workspace, thread_id, run_id, outputs))
         except BaseException:
@@ -196,7 +214,7 @@ class Engine:
                 viewer.close()
             raise
         points.reached("submitted")
-        self._bus.publish(run_id, submitted.events)
+        self._bus.publish(run_id, submitted.events, viewer=viewer)
         self._bus.poke()
         return Started(submitted.body, viewer)
 
@@ -214,27 +232,37 @@ class Engine:
         When that is not kept any more, the stream begins with the run's present state instead: a comment that says
         so, the run, its open step and its open message with the content so far. Raises a 404 `ApiError`.
         """
-        body = await self.get_run(workspace, thread_id, run_id)
-        found = self._bus.resume(run_id, last_event_id)
-        if found is not None:
-            return found
-        # At one moment: what the viewer is shown, and from where on it follows. Nothing is lost or told twice between.
-        held = self._worker.present(run_id)
-        viewer = self._bus.attach(run_id)
-        if held is not None:
-            run, step, message = held
-            viewer.begin(_present(run, msgspec.json.encode(run), step, message), over=False)
-            return viewer
-        run = _decode_run(body)
-        step = message = None
-        if run.status not in lifecycle.TERMINAL:
-            journal = await self.store.runs.journal(run.id)
-            still_open = [e.step for e in journal.entries if e.step.status in lifecycle.STEP["complete"].sources]
-            step = still_open[-1] if still_open else None
-            if step is not None and isinstance(step.step_details, MessageDetails):
-                message = journal.messages.get(step.step_details.message_creation.message_id)
-        viewer.begin(_present(run, body, step, message), over=run.status in lifecycle.SETTLED)
-        return viewer
+        await self.get_run(workspace, thread_id, run_id)
+        return await self._bus.join(run_id, last_event_id, self._look(workspace, thread_id, run_id))
+
+    def _held(self, run_id: str) -> Held | None:
+        """The present state of a run in the hands of this process's worker: the one that knows the words so far."""
+        found = self._worker.present(run_id)
+        if found is None:
+            return None
+        run, step, message, fence = found
+        return Held(_present(run, msgspec.json.encode(run), step, message), fence)
+
+    def _look(self, workspace: str, thread_id: str, run_id: str) -> Look:
+        """How a viewer of the run gets its present state out of the store."""
+
+        async def look() -> State:
+            try:
+                body = await self.get_run(workspace, thread_id, run_id)
+            except ApiError:
+                return State([events.error_event(f"Run {run_id} was deleted.")], over=True)
+            run = _decode_run(body)
+            step = message = None
+            if run.status not in lifecycle.TERMINAL:
+                journal = await self.store.runs.journal(run.id)
+                still_open = [e.step for e in journal.entries if e.step.status in lifecycle.STEP["complete"].sources]
+                step = still_open[-1] if still_open else None
+                if step is not None and isinstance(step.step_details, MessageDetails):
+                    message = journal.messages.get(step.step_details.message_creation.message_id)
+            told = _present(run, body, step, message)
+            return State(told, over=run.status in lifecycle.SETTLED, held=run.status in lifecycle.HELD)
+
+        return look
 
     # Threads, as far as runs are concerned
 

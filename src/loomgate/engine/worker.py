@@ -3,14 +3,19 @@
 A run in this worker's hands is a `_Drive`, one task. Whoever changes a run from outside (cancel, expiry) writes the
 change first and then signals; the drive looks at the store and follows. A drive whose fencing token is void stops
 without a trace.
+
+While the store is away, drives go on until their lease has run out by this process's own clock: then another worker may
+have the run, so they say nothing more, and the run is given back as soon as the store answers again. A process that was
+paused for longer than a lease asks the store first whether its runs are still its own (docs/cluster.md).
 """
 
 import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Mapping
+from contextlib import aclosing, suppress
+from typing import TypeVar
 
 import msgspec
 
@@ -18,7 +23,7 @@ from loomgate import clock
 from loomgate.bus import Bus
 from loomgate.engine import context, plan, points
 from loomgate.engine.perform import Heard, Outcome, Turn, failure_of
-from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError
+from loomgate.errors import IllegalTransition, LeaseLost, LoomgateError, ProviderError, StoreAway, StoreBusy
 from loomgate.gateway import Gateway
 from loomgate.providers import tokens
 from loomgate.store import Store
@@ -31,10 +36,14 @@ from loomgate.wire.threads import Message
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _CLAIM = 32  # runs claimed in one transaction
 _MOST_BREAKS = 3  # how often a turn is done again whose answer broke in the middle
 _BREAKS = frozenset({"cut", "timeout", "server", "overloaded", "rate_limit", "connect", "malformed"})
 _TICK = 1.0  # longest time between two looks at deadlines
+_HAND_BACK = 3.0  # longest time to tell the store that this worker stops
+_PAUSE = 0.1  # after leases could not be renewed
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,10 +55,11 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     poll: float = 1.0
     workspace_runs: int = 0  # most of one workspace in workers' hands; 0: no limit
     windows: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
+    drive: bool = True  # false: nothing is claimed, other nodes drive
 
 
 class _Interrupted(LoomgateError):
-    """The drive was told to look again, to stop, or that its lease is lost: ``why``."""
+    """The drive was told to look again, to stop, or that its lease is lost or has run out: ``why``."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -59,7 +69,9 @@ class _Interrupted(LoomgateError):
 class _Drive:
     """One run in a worker's hands."""
 
-    def __init__(self, worker: "Worker", claimed: Claimed) -> None:
+    def __init__(self, worker: "Worker", claimed: Claimed, until: float) -> None:
+        self.until = until  # `clock.monotonic` at which the lease runs out
+        self.lapsed: float | None = None  # when that was noticed
         self._worker = worker
         self._store = worker.store
         self.row = claimed.row
@@ -77,7 +89,8 @@ class _Drive:
         self.task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._guarded())
 
     def interrupt(self, why: str) -> None:
-        """Make the drive look at its run again (``look``), give it back (``stop``) or let go of it (``lost``).
+        """Make the drive look at its run again (``look``), give it back (``stop``), or let go of it because another has
+        it (``lost``) or may have it (``lapsed``).
 
         Takes effect at once while it waits for the model, else before its next move.
         """
@@ -86,15 +99,16 @@ class _Drive:
         if self._interruptible:
             self.task.cancel()
 
-    def present(self) -> tuple[Run, Step | None, Message | None] | None:
-        """The run, its open step and its open message as the events so far have told them; ``None`` when it is over."""
+    def present(self) -> tuple[Run, Step | None, Message | None, int] | None:
+        """The run, its open step and its open message as the events so far have told them, and the fencing token under
+        which they were told; ``None`` when it is over."""
         if self._run.status in lifecycle.SETTLED:
             return None
         step, message = (None, None) if self._turn is None else self._turn.present()
-        return self._run, step, message
+        return self._run, step, message, self.row.fence
 
     def _tell(self, told: list[bytes], *, settled: bool = False) -> None:
-        self._worker.bus.publish(self.row.id, told, settled=settled)
+        self._worker.bus.publish(self.row.id, told, settled=settled, fence=self.row.fence)
 
     async def _guarded(self) -> None:
         try:
@@ -103,12 +117,34 @@ class _Drive:
             log.info("run %s is no longer ours", self.row.id)
         except _Interrupted as interrupted:
             if interrupted.why == "stop":
-                await self._store.runs.hand_back([(self.row.id, self.row.fence)])
-                stopping = "The server is stopping. The run is kept and goes on; look on again with its stream."
-                self._tell([events.error_event(stopping)], settled=True)
+                await self._stop()
+            elif interrupted.why == "lapsed":
+                self._give_back("its lease has run out")
+        except (StoreAway, StoreBusy) as error:
+            self._give_back(str(error))
         except Exception:
             log.exception("run %s broke its worker", self.row.id)
             await self._broken()
+
+    async def _stop(self) -> None:
+        try:
+            async with asyncio.timeout(_HAND_BACK):
+                await self._store.runs.hand_back([(self.row.id, self.row.fence)])
+        except (LoomgateError, TimeoutError) as error:
+            log.warning("run %s could not be handed back, its lease will lapse: %s", self.row.id, error)
+        else:
+            self._worker.bus.poke()  # whoever is there to take it
+        if self._worker.bus.outlives:
+            return  # the viewers stay where they are, and another node goes on
+        stopping = "The server is stopping. The run is kept and goes on; look on again with its stream."
+        self._tell([events.error_event(stopping)], settled=True)
+
+    def _give_back(self, why: str) -> None:
+        """Let go of a run while the store is away: whoever has it next goes on from what is stored."""
+        log.warning("run %s is given back: %s", self.row.id, why)
+        self._worker.returned.append((self.row.id, self.row.fence))
+        away = "The server has lost its database for now. The run is kept and goes on; look on again with its stream."
+        self._tell([events.error_event(away)], settled=True)
 
     async def _broken(self) -> None:
         """A fault of ours: the run fails with what is stored of it, and nobody is left waiting."""
@@ -244,18 +280,28 @@ class _Drive:
         )
         async with aclosing(chunks):
             while True:
-                chunk = await self._next(chunks)
+                chunk = await self._waiting(anext(chunks))
+                if clock.monotonic() >= self.until:
+                    await self._sure()
                 if isinstance(chunk, chat.Finish):
                     points.reached("answered")
                     return chunk
                 await turn.take(chunk)
 
-    async def _next(self, chunks: "context.AsyncIterator[chat.Chunk]") -> chat.Chunk:
+    async def _sure(self) -> None:
+        """The lease has run out: go on as soon as it is known that nobody else has taken the run."""
+        while clock.monotonic() >= self.until:
+            await self._waiting(self._worker.renew())
+
+    async def _waiting(self, what: Awaitable[T]) -> T:
+        """``what``, unless there comes an interruption: raises `_Interrupted` then."""
         if self._why is not None:
+            if asyncio.iscoroutine(what):
+                what.close()
             raise _Interrupted(self._take_why())
         self._interruptible = True
         try:
-            return await anext(chunks)
+            return await what
         except asyncio.CancelledError:
             if self._why is None:
                 raise
@@ -324,23 +370,33 @@ class Worker:
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._drives: dict[str, _Drive] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self.returned: list[tuple[str, int]] = []  # runs to hand back when the store answers: (run id, fencing token)
         self._stopping = False
         self._renewed = clock.now()
+        self._renewing: asyncio.Task[None] | None = None
+        self._away = False  # the leases could not be renewed the last time
         self._freed = asyncio.Event()
         bus.listeners.append(self._look_at)
+        bus.room = self._has_room
 
     def start(self) -> None:
-        """Begin to claim."""
+        """Begin to claim, if that is what this worker is for."""
+        if not self.settings.drive:
+            return
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._claim_forever()), loop.create_task(self._watch_forever())]
+
+    def drain(self) -> None:
+        """Claim nothing more."""
+        self._stopping = True
+        self.bus.poke()
 
     async def close(self, drain_seconds: float, hurry: asyncio.Event | None = None) -> None:
         """Claim nothing more, give runs under way ``drain_seconds`` to finish, then hand the others back.
 
         Setting ``hurry`` ends the wait early.
         """
-        self._stopping = True
-        self.bus.poke()
+        self.drain()
         running = [drive.task for drive in self._drives.values()]
         if running:
             loop = asyncio.get_running_loop()
@@ -354,16 +410,17 @@ class Worker:
         left = [drive.task for drive in self._drives.values()]
         if left:
             await asyncio.wait(left, timeout=5)
-        for task in [*self._tasks, *left]:
+        tasks = [*self._tasks, *left] if self._renewing is None else [*self._tasks, *left, self._renewing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *left, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def active(self) -> int:
         """How many runs are in this worker's hands."""
         return len(self._drives)
 
-    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None] | None:
+    def present(self, run_id: str) -> tuple[Run, Step | None, Message | None, int] | None:
         """What viewers of a run in this worker's hands have been told of it so far, else ``None``."""
         drive = self._drives.get(run_id)
         return None if drive is None else drive.present()
@@ -376,6 +433,9 @@ class Worker:
             drive.interrupt("look")
             await asyncio.wait([drive.task], timeout=_TICK)
 
+    def _has_room(self) -> bool:
+        return bool(self._tasks) and not self._stopping and len(self._drives) < self.settings.concurrency
+
     def _look_at(self, run_id: str) -> None:
         drive = self._drives.get(run_id)
         if drive is not None:
@@ -386,6 +446,11 @@ class Worker:
             self.bus.alarm.clear()
             try:
                 wait = 0.0 if await self._claim() else max(0.01, await self.store.runs.seconds_to_next())
+            except (StoreAway, StoreBusy) as error:
+                if not self._away:
+                    log.warning("runs cannot be claimed; trying again: %s", error)
+                self._away = True
+                wait = self.settings.poll
             except Exception:  # whatever it was: a server that claims nothing more would look alive and do nothing
                 log.exception("claiming failed; trying again")
                 wait = self.settings.poll
@@ -399,12 +464,13 @@ class Worker:
             await self._room()
             return True
         if clock.now() - self._renewed >= self.settings.lease:
-            await self._renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
+            await self.renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
+        until = clock.monotonic() + self.settings.lease
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease, self.settings.workspace_runs)
         for one in claimed:
             points.reached("claimed")
-            drive = _Drive(self, one)
+            drive = _Drive(self, one, until)
             stale = self._drives.get(one.row.id)
             if stale is not None:  # our own lease had lapsed: the drive under the old token must say nothing more
                 stale.interrupt("lost")
@@ -434,17 +500,67 @@ class Worker:
             for drive in list(self._drives.values()):
                 if drive.row.expires_at <= now:
                     drive.interrupt("look")
+            self._look_for_lapsed()
             # Also when the machine's clock was set back: a time in the future says nothing about when to renew.
             if not 0 <= now - self._renewed < self.settings.renew:
-                await self._renew()
+                self._begin_to_renew()  # not waited for: the store may be away
+
+    def _look_for_lapsed(self) -> None:
+        """Let go of runs whose lease has run out, unless it is renewed at once: this process may have been paused."""
+        now = clock.monotonic()
+        for drive in list(self._drives.values()):
+            if now < drive.until:
+                drive.lapsed = None
+            elif drive.lapsed is None:
+                drive.lapsed = now
+                self._begin_to_renew()
+            elif now - drive.lapsed >= _TICK:
+                drive.interrupt("lapsed")
+
+    async def renew(self) -> None:
+        """Renew the leases held here, now; a drive whose fencing token is void is told so. Raises nothing."""
+        await asyncio.shield(self._begin_to_renew())
+
+    def _begin_to_renew(self) -> asyncio.Task[None]:
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        return self._renewing
 
     async def _renew(self) -> None:
-        """Renew the leases held here; a drive whose fencing token is void is told so."""
         self._renewed = clock.now()
+        until = clock.monotonic() + self.settings.lease
         held = {drive.row.id: drive for drive in self._drives.values()}
+        returned, self.returned = self.returned, []
         try:
+            if returned:
+                await self.store.runs.hand_back(returned)
+                returned = []
+                self.bus.poke()
             pairs = [(drive.row.id, drive.row.fence) for drive in held.values()]
-            for lost in await self.store.runs.renew(pairs, self.settings.lease) if pairs else []:
-                held[lost].interrupt("lost")
+            lost = await self.store.runs.renew(pairs, self.settings.lease) if pairs else []
+        except (StoreAway, StoreBusy) as error:
+            if not self._away:
+                log.warning("the leases cannot be renewed; trying again: %s", error)
+            self._away = True
+            self.returned += returned
+            await clock.sleep(_PAUSE)
         except Exception:  # as above: leases that nobody renews any more would all lapse
             log.exception("renewing the leases failed; trying again")
+            self.returned += returned
+            await clock.sleep(_PAUSE)
+        else:
+            self._away = False
+            for id, drive in held.items():
+                if id in lost:
+                    drive.interrupt("lost")
+                else:
+                    drive.until = max(drive.until, until)
+            if self.bus.deaf():
+                await self._asked(held)
+
+    async def _asked(self, held: Mapping[str, _Drive]) -> None:
+        """See for ourselves which runs are to be cancelled: nobody can tell us now."""
+        with suppress(LoomgateError):
+            for id, drive in held.items():
+                if await self.store.runs.status(id, drive.row.fence) in lifecycle.RUN["cancel"].sources:
+                    drive.interrupt("look")

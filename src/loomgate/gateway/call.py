@@ -20,6 +20,7 @@ from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
 
 if TYPE_CHECKING:
     from loomgate.gateway.realtime import Session
+    from loomgate.gateway.straight import Passing
 
 Fields = dict[str, Any]
 
@@ -35,6 +36,7 @@ class Request:
     __slots__ = (
         "_fields",
         "_form_model",
+        "ahead",
         "body",
         "chat",
         "content_type",
@@ -77,6 +79,7 @@ class Request:
         self.run = run  # whose call it is: the run's id and its thread's
         self._fields = fields
         self._form_model: str | UnsetType | None = UNSET  # looked for once, though every target asks
+        self.ahead: Passing | None = None  # what was done of it already, see `loomgate.gateway.straight`
 
     @property
     def fields(self) -> Fields:
@@ -250,5 +253,6 @@ class Answer:
         if self.session is not None:
             self.session.end()
         # A generator that nobody has begun to read does nothing when it is closed.
-        if self.release is not None:
-            self.release()
+        release, self.release = self.release, None  # which may know us, and what we hold
+        if release is not None:
+            release()

@@ -107,6 +107,10 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
         return f"StoredKey(provider={self.provider!r}, base_url={self.base_url!r})"
 
 
+def _unknown(_workspace: str) -> None:
+    return None
+
+
 async def _nothing(_workspace: str, _name: str) -> Any:
     return None
 
@@ -128,6 +132,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
     ``config`` gives the same object until the config changes, and ``guardrails`` until any of them does. ``naming``
     opens the sealed way of a run by its credential's id; ``keys`` are all that ``key`` finds, by slug.
+    ``number`` is another one after each change in the workspace, and ``known`` the same if it need not be looked up.
     `loomgate.gateway.lookup.Lookup` has them all.
     """
 
@@ -137,3 +142,5 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     naming: Callable[[str, str], Awaitable[Naming | None]] = _nothing
     default_config: Callable[[str], Awaitable[Config | None]] = _none
     guardrails: Callable[[str], Awaitable[Mapping[str, dict[str, Any]]]] = _no_guardrails
+    number: Callable[[str], Awaitable[int | None]] = _none
+    known: Callable[[str], int | None] = _unknown

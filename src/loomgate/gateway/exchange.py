@@ -6,7 +6,7 @@ endpoint's status, headers and failure become. What must not: whether it is trie
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 
@@ -27,8 +27,8 @@ from loomgate.providers.credentials import Credentials
 from loomgate.providers.dialect import Auth, Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
 from loomgate.providers.jobs.job import Verbs
-from loomgate.providers.operations import dialect_of, operation, proxied, verbs_of
-from loomgate.providers.transport import Reply, Timeouts, Transport
+from loomgate.providers.operations import Passes, dialect_of, operation, proxied, verbs_of
+from loomgate.providers.transport import Line, Reply, Started, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
 from loomgate.wire.ids import new_id
 
@@ -221,11 +221,38 @@ class Exchange:
     async def _reply(
         self, call: HttpCall, target: Target, effective: Effective, request: Request, timeouts: Timeouts
     ) -> Reply:
-        return await self._transport.send(_proven(call, target, effective, request), timeouts)
+        started = None if request.ahead is None else request.ahead.taken()
+        return await self._transport.send(_proven(call, target, effective, request), timeouts, started)
+
+    def line(self, request: Request, resolved: Resolved, effective: Effective) -> tuple[Line, Passes] | None:
+        """What all chats like ``request`` share whose bodies this endpoint takes as they are, and what says whether it
+        does; ``None`` when the one or the other cannot be said. Raises what making a request raises."""
+        target = resolved.target
+        doing = operation(target, "chat", resolved.model)
+        asks = target.base_url + target.vendor.endpoints.get("chat", "")
+        if (
+            not isinstance(doing, Passes)
+            or "{user}" in asks
+            or target.auth is not None
+            or target.vendor.finish
+            or Credentials.needed(target)
+        ):
+            return None
+        call = doing.request(request, request.fields, request.body, target)
+        if call.body is not request.body:
+            return None
+        line = self._transport.line(_proven(call, target, effective, request))
+        return None if line is None else (line, doing)
+
+    def start(
+        self, line: Line, body: bytes, listener: Callable[[], None], admit: Callable[[], bool] | None
+    ) -> Started | None:
+        """`Transport.start`."""
+        return self._transport.start(line, body, listener, admit)
 
     async def _passed(self, request: Request, reply: Reply) -> Answer:
         """The endpoint's answer as it is: whole when it is small, else piece by piece."""
-        headers = [pair for pair in reply.raw_headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
+        headers = passing(reply.raw_headers)
         kind = next((value for name, value in headers if name == b"content-type"), b"")
         if kind.startswith(b"text/event-stream"):  # even if all of it is here: guardrails read it as a stream
             return _streamed(reply, headers)
@@ -351,6 +378,11 @@ def _chat(request: Request, fields: Fields) -> Chat:
     if len(fields) == len(given) and all(fields[name] is given.get(name) for name in fields if name != "model"):
         return msgspec.structs.replace(call, model=str(fields["model"]))
     return FRONTS[request.endpoint.name].chat(fields)
+
+
+def passing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Those of an endpoint's headers that go to the client with a body that passes."""
+    return [pair for pair in headers if pair[0] not in _OURS and not pair[0].startswith(_OUR_PREFIX)]
 
 
 def _passing(reply: Reply) -> list[tuple[bytes, bytes]]:

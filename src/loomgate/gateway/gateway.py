@@ -29,6 +29,7 @@ from loomgate.gateway.models import Models, names_upstream
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.resolve import Resolved, Resolver
 from loomgate.gateway.route import Router, is_repeatable
+from loomgate.gateway.straight import Straight, Way
 from loomgate.gateway.tree import compile_config, compile_naming
 from loomgate.providers import scripted
 from loomgate.providers.catalogue import CATALOGUE
@@ -80,6 +81,7 @@ class Gateway:
         self._cache = AnswerCache(0, None) if cache is None else cache  # an empty one is false
         self._meter = meter or Meter(None, Prices())
         self._limits = limits or Limits()
+        self.straight = Straight(config, self._stored, self._resolver, self._exchange, self._meter, self._limits)
         self._compiled: dict[int, tuple[Config, Mapping[str, dict[str, Any]], Node]] = {}
         self._named: dict[tuple[Any, ...], Node] = {}
 
@@ -92,7 +94,8 @@ class Gateway:
         how often that was. Raises `ApiError` for a request that cannot go anywhere.
         """
         run_id, thread_id = request.run
-        record = self._meter.begin(request, run_id=run_id, thread_id=thread_id)
+        ahead = request.ahead
+        record = self._meter.begin(request, run_id=run_id, thread_id=thread_id) if ahead is None else ahead.record
         try:
             if request.endpoint is _MODELS and await self._wants_own_models(request):
                 return recorded(record, await self._models.answer(request))
@@ -107,6 +110,9 @@ class Gateway:
         except BaseException as error:
             record.abandon(cause=error)
             raise
+        finally:
+            if ahead is not None:
+                ahead.leave()  # what nobody took
         return recorded(record, answer)
 
     async def _persist(self, node: Node, request: Request, record: Record, skip: frozenset[str], broke: int) -> Answer:
@@ -153,9 +159,12 @@ class Gateway:
                 request = request.with_form_model(resolved.model)
             elif resolved.model != model:
                 fields = {**fields, "model": resolved.model}
-            for budget in resolved.budgets:
-                if (refusal := self._limits.admit(budget.id, budget.limits, budget.since)) is not None:
-                    raise refusal
+            if (
+                resolved.budgets
+                and request.ahead is None  # else it was let in already
+                and (refusal := await self._limits.admitted(resolved.budgets)) is not None
+            ):
+                raise refusal
         guard = Guard(self._guards, request, effective, resolved) if effective.before or effective.after else None
         if guard is not None and (refused := await guard.admits(fields)) is not None:
             return refused
@@ -206,6 +215,10 @@ class Gateway:
             await clock.sleep(wait)
             tries += 1
             waited += wait
+
+    async def straight_way(self, request: Request) -> Way | None:
+        """What `straight` takes for calls like ``request``, if they need nothing else of the pipeline."""
+        return await self.straight.way(request, self._node(request))
 
     async def _node(self, request: Request) -> Node:
         """What the request's headers say, over the config they name."""

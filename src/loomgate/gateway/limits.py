@@ -1,17 +1,19 @@
 """Whether a virtual key may be used once more: its budget and its rates (GERR-10).
 
 What must live here: what each key has used, in memory, and the answer to a key that has used enough. What must not:
-where limits are kept, or prices. What a budget has seen outlives a restart, since the ledger adds up what calls cost
-(`Limits.load`); rates begin anew.
+where limits are kept, prices, or how requests are counted (``counters``). What a budget has seen outlives a restart,
+since the ledger adds up what calls cost (`Limits.load`); rates begin anew, unless they are counted in Redis.
 """
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from loomgate import clock
 from loomgate.errors import ApiError
+from loomgate.gateway.config import Budget
+from loomgate.gateway.counters import Counters, Rate, Verdict
 from loomgate.store.ledger import Spent
 from loomgate.wire.limits import KeyLimits, RateLimit, UsageLimits
 
@@ -22,6 +24,7 @@ _EPOCH = date(1970, 1, 1)
 _ROUNDING = 1e-9  # USD that many small sums may be off
 _SECONDS = {"rpm": 60, "rph": 3_600, "rpd": _DAY}
 _UNIT = {"rpm": "minute", "rph": "hour", "rpd": "day"}
+_DAYS_TOLD = 3
 _DAYS_KEPT = 400  # what was spent earlier counts for budgets without a reset only, as one sum
 
 
@@ -30,40 +33,16 @@ def key_id(workspace: str, slug: str) -> str:
     return f"{workspace}/{slug}"
 
 
-class _Window:
-    """A rate over a sliding window: the present fixed window, and the part of the one before that still counts."""
-
-    __slots__ = ("before", "count", "number", "seconds")
-
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
-        self.number = 0
-        self.count = 0
-        self.before = 0
-
-    def at(self, now: float) -> float:
-        """How many there were within the last ``seconds``, about."""
-        number, passed = divmod(now, self.seconds)
-        if number != self.number:
-            self.before = self.count if number == self.number + 1 else 0
-            self.number, self.count = int(number), 0
-        return self.count + self.before * (1 - passed / self.seconds)
-
-    def wait(self, now: float, room: float) -> float:
-        """Seconds until there were at most ``room``, if no more come."""
-        passed = now % self.seconds
-        if self.count <= room:
-            return self.seconds * (1 - (room - self.count) / self.before) - passed if self.before else 0.0
-        return self.seconds - passed + self.seconds * (1 - room / self.count)
-
-
 class _Used:
-    __slots__ = ("alerted", "days", "earlier", "period", "reset", "windows")
+    __slots__ = ("alerted", "days", "earlier", "limits", "period", "rates", "reset", "told")
 
     def __init__(self) -> None:
         self.days: dict[int, list[float]] = {}  # day -> [USD, tokens]
         self.earlier = [0.0, 0.0]
-        self.windows: dict[tuple[str, str], _Window] = {}
+        # Those of the last days as the ledger has them, or will: also what was spent before a reset by hand.
+        self.told: dict[int, list[float]] = {}
+        self.limits: KeyLimits | None = None
+        self.rates: tuple[Rate, ...] = ()  # of these limits
         # The sum since the first day of the present period, kept up to date: (first day, day of the sum, USD, tokens)
         self.period: tuple[int, list[float]] | None = None
         self.alerted = -1
@@ -83,6 +62,13 @@ class _Used:
                 self.earlier = [self.earlier[0] + old[0], self.earlier[1] + old[1]]
         sum[0] += cost
         sum[1] += tokens
+        told = self.told.get(day)
+        if told is None:
+            told = self.told[day] = [0.0, 0.0]
+            if len(self.told) > _DAYS_TOLD:
+                del self.told[min(self.told)]
+        told[0] += cost
+        told[1] += tokens
         if self.period is not None and day >= self.period[0]:
             self.period[1][0] += cost
             self.period[1][1] += tokens
@@ -97,11 +83,21 @@ class _Used:
 
 
 class Limits:
-    """What virtual keys have used, and whether they may go on. All but `load` is cheap and synchronous."""
+    """What virtual keys have used, and whether they may go on. All but `load` is cheap.
 
-    def __init__(self) -> None:
+    Rates are counted by ``counters``: for all nodes, if those are shared (`shared`); then `admitted` alone asks them.
+    """
+
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
         self._used: dict[str, _Used] = {}
+        self._asked: set[str] = set()
         self._began = clock.now()
+
+    @property
+    def shared(self) -> bool:
+        """Whether rates are counted for all nodes: then use `admitted`."""
+        return self._counters.shared is not None
 
     def load(self, spent: Iterable[Spent], parents: Mapping[str, str] = {}) -> None:
         """Begin with what the ledger says was spent before: `loomgate.store.ledger.Ledger.spending`.
@@ -124,37 +120,44 @@ class Limits:
         """
         if limits is None:
             return None
-        used = self._of(virtual_key_id)
+        rates = self._within_budget(virtual_key_id, limits, since)
+        if isinstance(rates, ApiError):
+            return rates
+        return _refused(rates, self._counters.enter_here(rates)) if rates else None
+
+    async def admitted(self, budgets: Sequence[Budget]) -> ApiError | None:
+        """`admit` for all of ``budgets`` at once: none of their rates counts a request that one of them refuses."""
+        rates: list[Rate] = []
+        for budget in budgets:
+            found = self._within_budget(budget.id, budget.limits, budget.since)
+            if isinstance(found, ApiError):
+                return found
+            rates += found
+        return _refused(rates, await self._counters.enter(rates)) if rates else None
+
+    def _within_budget(self, id: str, limits: KeyLimits, since: int | None) -> ApiError | tuple[Rate, ...]:
+        """The rates that hold as well; or why the budget lets nobody in."""
+        used = self._of(id)
         if since is not None and since > used.reset:
             used.forget(0 if since >= self._began else int(since // _DAY))
             used.reset = since
-        now = clock.now()
         if limits.usage_limits is not None:
-            refused = self._budget(virtual_key_id, used, limits.usage_limits, now)
+            self._asked.add(id)
+            refused = self._budget(id, used, limits.usage_limits, clock.now())
             if refused is not None:
                 return refused
-        counted: list[_Window] = []
-        for rate in limits.rate_limits:
-            window = _window(used, rate)
-            requests = rate.type == "requests"
-            room = rate.value - 1 if requests else math.nextafter(rate.value, 0)
-            if window.at(now) > room:
-                return _too_fast(virtual_key_id, rate, max(1, math.ceil(window.wait(now, room))))
-            if requests:
-                counted.append(window)
-        for window in counted:
-            window.count += 1
-        return None
+        if used.limits is not limits:
+            used.limits = limits
+            used.rates = tuple(_rate(id, rate) for rate in limits.rate_limits)
+        return used.rates
 
     def spend(self, virtual_key_id: str, cost: float, tokens: int) -> None:
         """A call with the key has cost ``cost`` USD and used ``tokens``."""
         used = self._of(virtual_key_id)
-        now = clock.now()
-        used.add(int(now // _DAY), cost, tokens)
-        for (kind, _), window in used.windows.items():
-            if kind == "tokens":
-                window.at(now)
-                window.count += tokens
+        used.add(int(clock.now() // _DAY), cost, tokens)
+        rates = {rate.name: rate for rate in used.rates if not rate.counts}
+        if rates:
+            self._counters.add([(rate, tokens) for rate in rates.values()])
 
     def spend_with(self, parents: Mapping[str, str], virtual_key_id: str, cost: float, tokens: int) -> None:
         """`spend`, and the same for the id that ``parents`` has for the key."""
@@ -171,7 +174,28 @@ class Limits:
 
     def reset(self, virtual_key_id: str) -> None:
         """Forget what the key has used; `loomgate.store.ledger.Ledger.reset_spending` does it for good."""
-        self._used.pop(virtual_key_id, None)
+        used = self._used.pop(virtual_key_id, None)
+        if used is not None:
+            self._counters.forget(used.rates)
+
+    def asked(self) -> set[str]:
+        """The ids whose budgets were asked for since this was last called."""
+        asked, self._asked = self._asked, set()
+        return asked
+
+    def correct(self, spent: Iterable[Spent], parents: Mapping[str, str]) -> None:
+        """The ledger has ``spent``, of the last days, to which other nodes have added: what was not known counts too.
+
+        What was spent here and is not written yet goes on counting.
+        """
+        for row in spent:
+            id = key_id(row.workspace, row.virtual_key)
+            told = self._of(id).told.get(row.day, (0.0, 0.0))
+            cost, tokens = max(0.0, row.cost - told[0]), int(max(0, row.tokens - told[1]))
+            if cost > _ROUNDING or tokens:
+                for each in (id, parents.get(id)):
+                    if each is not None:
+                        self._of(each).add(row.day, cost, tokens)
 
     def _of(self, virtual_key_id: str) -> _Used:
         found = self._used.get(virtual_key_id)
@@ -196,19 +220,21 @@ class Limits:
         )
 
 
-def _window(used: _Used, rate: RateLimit) -> _Window:
-    found = used.windows.get((rate.type, rate.unit))
-    if found is None:
-        found = used.windows[rate.type, rate.unit] = _Window(_SECONDS[rate.unit])
-    return found
+def _rate(id: str, rate: RateLimit) -> Rate:
+    return Rate(f"{id}:{rate.type}:{rate.unit}", _SECONDS[rate.unit], rate.value, rate.type == "requests")
 
 
-def _too_fast(id: str, rate: RateLimit, seconds: int) -> ApiError:
+def _refused(rates: Sequence[Rate], verdict: Verdict) -> ApiError | None:
+    if verdict.refused is None:
+        return None
+    rate = rates[verdict.refused]
+    seconds = max(1, math.ceil(verdict.stands[verdict.refused].wait(rate.seconds, rate.room)))
+    id, kind, unit = rate.name.rsplit(":", 2)
     return ApiError(
         429,
-        f"Rate limit of the virtual key '{id.partition('/')[2]}' reached: {rate.value} {rate.type} a"
-        f" {_UNIT[rate.unit]}. Please try again in {seconds} s.",
-        type=rate.type,
+        f"Rate limit of the virtual key '{id.partition('/')[2]}' reached: {rate.value} {kind} a"
+        f" {_UNIT[unit]}. Please try again in {seconds} s.",
+        type=kind,
         code="rate_limit_exceeded",
         headers={"retry-after": str(seconds)},
     )

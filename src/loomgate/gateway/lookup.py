@@ -51,6 +51,8 @@ class Lookup:
             naming=self.naming,
             default_config=self.default_config,
             guardrails=self.guardrails,
+            number=self._store.generations.of,
+            known=self._store.generations.known,
         )
 
     async def key(self, workspace: str, slug: str) -> StoredKey | None:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from loomgate import clock
-from loomgate.errors import ApiError
+from loomgate.errors import ApiError, StoreAway, StoreBusy
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.limits import key_id
 from loomgate.gateway.prices import Prices
@@ -70,7 +70,6 @@ class Record:
 
     __slots__ = (
         "_attempts",
-        "_began",
         "_done",
         "_ended",
         "_first",
@@ -80,6 +79,7 @@ class Record:
         "_tail",
         "_trace",
         "answer",
+        "began",
         "body",
         "error",
         "request",
@@ -118,7 +118,7 @@ class Record:
         self._first: float | None = None
         self._trace = ""
         self._done = False
-        self._began = _monotonic()
+        self.began = _monotonic()
 
     @property
     def trace_id(self) -> str:
@@ -180,7 +180,7 @@ class Record:
             return
         self._done = True
         self._ended = clock.now()
-        self.seconds = _monotonic() - self._began
+        self.seconds = _monotonic() - self.began
         self.answer = answer
         self.status = status or answer.status
         self.stream = self._pieces is not None or answer.stream is not None or answer.chunks is not None
@@ -229,7 +229,7 @@ class Record:
             self.answer,
             self._ended,
             self.seconds,
-            None if self._first is None else self._first - self._began,
+            None if self._first is None else self._first - self.began,
             self.status,
             body,
             tail,
@@ -385,10 +385,23 @@ class Meter:
                     self._spend(key_id(facts.workspace, facts.virtual_key), facts.cost or 0.0, tokens)
 
     async def _stored(self, write: Write, batch: list[CallRecord]) -> None:
-        for seconds in (*_AGAIN, None):
+        waits = iter((*_AGAIN, None))
+        away = False
+        while True:
             try:
                 await write(batch)
+            except (StoreAway, StoreBusy) as error:
+                # No fault of this batch, so it is kept; others wait behind it, as many as there is room for.
+                if self._closed:
+                    self.dropped += len(batch)
+                    log.error("%d record(s) of calls could not be written: %s", len(batch), error)
+                    return
+                if not away:
+                    log.warning("the log of calls waits for its store: %s", error)
+                away = True
+                await clock.sleep(_AGAIN[0])
             except Exception as error:
+                seconds = next(waits)
                 if seconds is None or self._closed:
                     self.dropped += len(batch)
                     log.error("%d record(s) of calls could not be written: %s", len(batch), error)

@@ -121,9 +121,7 @@ def prepare_required_metadata_keys(wanted: RequiredMetadataKeys) -> Run:
     """The check ``requiredMetadataKeys``."""
 
     def run(subject: Subject, _: Door) -> Finding:
-        found = [key for key in wanted.metadata_keys if key in subject.metadata]
-        missing = [key for key in wanted.metadata_keys if key not in subject.metadata]
-        verdict = operated(wanted.operator, found, missing)
+        verdict, found, missing = operated(wanted.operator, wanted.metadata_keys, subject.metadata)
         data = {
             "explanation": f"{len(found)} of {len(wanted.metadata_keys)} keys found; '{wanted.operator}' was wanted.",
             "missing_metadata_keys": missing,

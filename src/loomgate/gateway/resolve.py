@@ -26,6 +26,8 @@ from loomgate.providers.vendor import Vendor
 _MOST_KEYS = 10_000
 
 
+# Vendors whose files are objects, and the provider datum with the bucket they are in.
+_BUCKETS = {"bedrock": "aws_s3_bucket", "vertex-ai": "vertex_storage_bucket_name"}
 # Provider data that choose an address within the vendor's: a stored key goes only where it was stored for.
 _ADDRESSES = frozenset({"resource_name", "azure_deployment_name", "snowflake_account"})
 
@@ -33,7 +35,8 @@ _ADDRESSES = frozenset({"resource_name", "azure_deployment_name", "snowflake_acc
 class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     """Where a call goes: ``provider`` is the name for headers and logs, ``model`` the vendor's name of the model.
 
-    ``vouched``: the key is one that the operator gave, so it may say which address it is exchanged at.
+    ``vouched``: the key is one that the operator gave, so it may say which address it is exchanged at. ``expires_at``:
+    when a stored key's time is over (seconds since the epoch), if ever.
     """
 
     provider: str
@@ -43,6 +46,7 @@ class Resolved(msgspec.Struct, frozen=True, kw_only=True):
     stored: str | None = None
     vouched: bool = True
     budgets: tuple[Budget, ...] = ()
+    expires_at: int | None = None
 
 
 class Resolver:
@@ -125,7 +129,10 @@ class Resolver:
             private=found.private or found.base_url is None or hosts.is_trusted(found.base_url, self._config.trusted),
         )
         made = self._made(effective, found.provider, config, model, stored=True)
-        return msgspec.structs.replace(made, stored=slug, budgets=found.budgets, vouched=found.private)
+        expires_at = None if found.opened is None else found.opened.expires_at
+        return msgspec.structs.replace(
+            made, stored=slug, budgets=found.budgets, vouched=found.private, expires_at=expires_at
+        )
 
     def _by_model(self, request: Request | None, model: str | None) -> tuple[str, str | None]:
         """The provider for a model when nothing else names one, and the model's name there."""
@@ -212,7 +219,24 @@ class Resolver:
                 code="provider_key_required",
             )
         target = target_of(vendor, base_url, config, aws, options, public_only=public_only)
+        if vendor.name in _BUCKETS and effective.api_key is None and not _has_secrets(effective):
+            target = _bound(target, _BUCKETS[vendor.name], config, effective)
         return Resolved(provider=vendor.name, target=target, config=config, model=model)
+
+
+def _bound(target: Target, name: str, config: ProviderConfig, effective: Effective) -> Target:
+    """``target`` with the bucket that its lent key was stored with, if there is one: a client may name no other."""
+    bucket = config.options.get(name)
+    if not bucket:
+        return target
+    if effective.options.get(name) not in (None, bucket):
+        raise bad_request(
+            f"Invalid '{name}': expected '{bucket}', which the stored key is bound to. Leave it out, or bring a key of "
+            "your own.",
+            name,
+            "bucket_not_allowed",
+        )
+    return msgspec.structs.replace(target, bucket=str(bucket))
 
 
 def _address(vendor: Vendor, options: Mapping[str, Any]) -> tuple[str | None, bool]:

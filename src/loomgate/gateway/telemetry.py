@@ -5,14 +5,16 @@ conventions for GenAI). What must not: when calls are observed (``gateway/meter`
 they are first needed: the one when somebody scrapes, the other when OTEL_* variables say where spans go.
 """
 
+import asyncio
 import importlib.util
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loomgate import __version__
+from loomgate import __version__, clock
+from loomgate.errors import StoreError
 from loomgate.gateway.record import Made
 from loomgate.wire.calls import CallFacts
 
@@ -29,6 +31,8 @@ _DURATIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.
 _FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 40.0)
 _MOST_MODELS = 1_000  # names of models come from clients; what is beyond is counted as `other`
 _OTHER = "other"
+_QUEUE_SECONDS = 3.0  # how long a count of what waits is good enough
+_ANSWER_SECONDS = 2.0  # how long it may take
 
 
 class _Histogram:
@@ -78,9 +82,16 @@ _CLASSES = {n: f"{n}xx" for n in range(10)}
 
 class Metrics:
     """Counts of calls since the start. ``runs`` gives the number of runs that are worked on, ``dropped`` that of
-    records which were lost."""
+    records which were lost.
+
+    ``queue`` gives how many runs wait for a worker of any node, and for how many seconds the oldest does;
+    ``connections`` how many to PostgreSQL are at work, open besides, and allowed; ``redis`` whether it answers.
+    """
 
     spans = False
+    queue: Callable[[], Awaitable[tuple[int, float]]] | None = None
+    connections: Callable[[], tuple[int, int, int] | None] | None = None
+    redis: Callable[[], bool] | None = None
 
     def __init__(self, runs: Callable[[], int] | None = None, dropped: Callable[[], int] | None = None) -> None:
         self.runs = runs
@@ -91,6 +102,20 @@ class Metrics:
         self._retries: dict[str, int] = {}
         self._attempts: dict[tuple[str, str], int] = {}
         self._registry: Any = None
+        self._queued: tuple[int, float] | None = None
+        self._asked = float("-inf")
+
+    async def refresh(self) -> None:
+        """Ask what the store has to be asked, if that was not done a moment ago: for `render`. Raises nothing; while
+        the store does not answer, what it would say is not shown."""
+        if self.queue is None or clock.monotonic() - self._asked < _QUEUE_SECONDS:
+            return
+        self._asked = clock.monotonic()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                self._queued = await self.queue()
+        except (StoreError, TimeoutError):
+            self._queued = None
 
     def observe(self, made: Sequence[Made]) -> None:
         """Count these calls."""
@@ -187,6 +212,17 @@ class Metrics:
             yield counter("calls_dropped", "Records of calls that were lost.", (), {(): self.dropped()})
         if self.runs is not None:
             yield GaugeMetricFamily("loomgate_runs_active", "Runs that are worked on.", value=self.runs())
+        if self._queued is not None:
+            queued, age = self._queued
+            yield GaugeMetricFamily("loomgate_runs_queued", "Runs that wait for a worker of any node.", value=queued)
+            yield GaugeMetricFamily("loomgate_runs_queued_seconds", "For how long the oldest of them waits.", value=age)
+        if self.connections is not None and (connections := self.connections()) is not None:
+            family = GaugeMetricFamily("loomgate_store_connections", "Connections to PostgreSQL.", labels=("state",))
+            for state, value in zip(("used", "idle", "most"), connections, strict=True):
+                family.add_metric((state,), value)
+            yield family
+        if self.redis is not None:
+            yield GaugeMetricFamily("loomgate_redis_up", "Whether the Redis of the nodes answers.", value=self.redis())
 
 
 # --- spans -----------------------------------------------------------------------------------------------------------

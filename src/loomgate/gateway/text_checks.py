@@ -138,10 +138,7 @@ def prepare_contains(wanted: Contains) -> Run:
     """The check ``contains``."""
 
     def run(subject: Subject, _: Door) -> Finding:
-        text = subject.text
-        found = [word for word in wanted.words if word in text]
-        missing = [word for word in wanted.words if word not in text]
-        verdict = operated(wanted.operator, found, missing)
+        verdict, found, missing = operated(wanted.operator, wanted.words, subject.text)
         return Finding(
             verdict,
             {
@@ -267,7 +264,7 @@ def prepare_json_schema(wanted: JsonSchema) -> Run:
     async def run(subject: Subject, _: Door) -> Finding:
         values = json_in_text.values(subject.text)
         if not values:
-            data = {"not": wanted.not_, "explanation": "There is no JSON in the answer."}
+            data = {"not": wanted.not_, "explanation": "There is no JSON in the text."}
             return Finding(wanted.not_, data)
         try:
             value, wrong = await asyncio.to_thread(schema.judged, values)
@@ -298,12 +295,10 @@ def prepare_json_keys(wanted: JsonKeys) -> Run:
 
     def run(subject: Subject, _: Door) -> Finding:
         objects = [cast(dict[str, Any], v) for v in json_in_text.values(subject.text) if isinstance(v, dict)]
-        data: dict[str, Any] = {"explanation": "There is no JSON in the answer."}
+        data: dict[str, Any] = {"explanation": "There is no JSON in the text."}
         verdict = wanted.operator == "none"
         for value in objects:
-            present = [key for key in wanted.keys if key in value]
-            missing = [key for key in wanted.keys if key not in value]
-            verdict = operated(wanted.operator, present, missing)
+            verdict, present, missing = operated(wanted.operator, wanted.keys, value)
             said = f"The object has {len(present)} of {len(wanted.keys)} keys; '{wanted.operator}' was wanted."
             data = {"matchedJson": value, "explanation": said, "presentKeys": present, "missingKeys": missing}
             # One object that has the keys will do; that none has them must be true of every one.

@@ -32,12 +32,15 @@ def usage_of(endpoint_name: str, content_type: str, body: bytes) -> Usage | None
     """
     if not body or content_type.startswith(("audio/", "image/", "video/")):
         return None
-    # Nearly always an answer in OpenAI's format, with one thing of that name or none: counting them is quick.
-    named = body.count(b'"usage')
-    if not named and b'"billed_units"' not in body:
-        return None
-    if named and (at := body.find(b'"usage":{')) >= 0 and (named == 1 or named == 1 + body.count(b'"usage":null')):
-        usual = _usual(body, at + len(b'"usage":'))
+    # Nearly always an answer in OpenAI's format, with one thing of that name, near its end, or none.
+    last = body.rfind(b'"usage')
+    if last < 0:
+        if b'"billed_units"' not in body:
+            return None
+    elif body.startswith(b'"usage":{', last) and (
+        body.find(b'"usage', 0, last) < 0 or body.count(b'"usage') == 1 + body.count(b'"usage":null')
+    ):
+        usual = _usual(body, last + len(b'"usage":'))
         if usual is not None:
             return usual
     told: dict[str, int] = {}

@@ -3,7 +3,7 @@
 What must live here: values that every check shares. What must not: a check.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -72,9 +72,11 @@ class Door:
 Run = Callable[[Subject, Door], Finding | Awaitable[Finding]]
 
 
-def operated(operator: Operator, found: Sequence[str], missing: Sequence[str]) -> bool:
-    """The verdict of an ``operator`` on what was found and what was not."""
-    return {"any": bool(found), "all": not missing, "none": not found}[operator]
+def operated(operator: Operator, wanted: Sequence[str], among: Container[str]) -> tuple[bool, list[str], list[str]]:
+    """The verdict of an ``operator``, and which of ``wanted`` were found ``among`` others and which were not."""
+    found = [one for one in wanted if one in among]
+    missing = [one for one in wanted if one not in among]
+    return {"any": bool(found), "all": not missing, "none": not found}[operator], found, missing
 
 
 def excerpt(text: str) -> str:

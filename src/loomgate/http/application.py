@@ -4,8 +4,9 @@ What must live here: the order of checks (BEHAVIOUR HDR-08), error rendering (se
 HDR-22). What must not: anything about one resource. The hot path uses no request or response objects: `Call` is all.
 """
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,12 +22,14 @@ from loomgate.http import admin, query
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
 from loomgate.http.call import Answer, Call, Handler, Streamed
-from loomgate.http.faults import overloaded, server_error
+from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.gateway import GatewayRoutes, endpoint_of, names_upstream
 from loomgate.http.metrics import metrics
 from loomgate.http.naming import NOTHING
+from loomgate.http.quota import Quota
 from loomgate.http.realtime import Realtime
 from loomgate.http.routes import ADMIN_ROUTES, LOG_ROUTES, PREFIXES, ROUTES, Dialect, Row
+from loomgate.http.straight import Straight
 from loomgate.http.stream import send_stream
 from loomgate.settings import Settings
 from loomgate.wire.endpoints import ENDPOINTS
@@ -40,15 +43,23 @@ _NOBODY = "unknown"  # the organization of an answer to a caller who is not know
 
 
 class Application:
-    """Routes requests to handlers. ``engine``, ``auth`` and ``metrics`` are put in before the first request and after
-    start-up."""
+    """Routes requests to handlers. ``engine``, ``auth``, ``metrics`` and ``quota`` are put in before the first request
+    and after start-up; ``draining`` is set when the node is about to leave. Without ``api`` it answers probes alone.
 
-    def __init__(self, settings: Settings, running: Lifespan[Any]) -> None:
+    ``redis`` tells whether the Redis of the nodes answers, if they have one.
+    """
+
+    def __init__(self, settings: Settings, running: Lifespan[Any], *, api: bool = True) -> None:
         self.settings = settings
+        self.api = api
+        self.draining = False
+        self.redis: Callable[[], bool] | None = None
         self.engine: Engine | None = None
         self.auth: Auth | None = None
         self.gateway: Gateway | None = None
+        self.quota: Quota | None = None
         self._models = GatewayRoutes(self)
+        self.straight = Straight(self, self._models)
         self._realtime = Realtime(self)
         self.metrics: Metrics | None = None
         routes = [
@@ -63,19 +74,33 @@ class Application:
             Route("/v1" + path, _Endpoint(self, "portkey", methods, admin=True))
             for path, methods in _by_path(ADMIN_ROUTES).items()
         ]
-        routes.append(Route("/healthz", _Health(self, ready=False)))
-        routes.append(Route("/readyz", _Health(self, ready=True)))
+        if not api:
+            routes.clear()
+        for path in ("/health", "/healthz"):
+            routes.append(Route(path, _Health(self, ready=False)))
+        for path in ("/ready", "/readyz"):
+            routes.append(Route(path, _Health(self, ready=True)))
         routes.append(Route("/metrics", _Metrics(self)))
-        nowhere = _Nowhere(_Endpoint(self, "openai", None), self._models)
-        routes.append(Route("/", _Hello()))
+        nowhere = _Nowhere(_Endpoint(self, "openai", None), self._models if api else None)
+        if api:
+            routes.append(Route("/", _Hello()))
         self._router = Router(routes, redirect_slashes=False, default=nowhere, lifespan=running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        if self.quota is not None and scope["type"] != "lifespan":
+            await self.quota.surround(self._answer, scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
+            if not self.api:
+                await send({"type": "websocket.close"})
+                return
             await self._realtime(scope, receive, send)
             return
-        if scope["type"] == "http":
+        if scope["type"] == "http" and self.api:
             # Model calls take no way through the router, which would look at every path before theirs.
             found = endpoint_of(scope["path"], scope["headers"])
             if found is not None:
@@ -102,14 +127,14 @@ class _Hello:
 class _Nowhere:
     """A path that is not in the table: with an upstream named it is that one's (GATEWAY RT-06), else nobody's."""
 
-    def __init__(self, missing: "_Endpoint", models: GatewayRoutes) -> None:
+    def __init__(self, missing: "_Endpoint", models: GatewayRoutes | None) -> None:
         self._missing = missing
         self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         path: str = scope["path"]
-        if path.startswith("/v1/") and names_upstream(scope["headers"]):
+        if self._models is not None and path.startswith("/v1/") and names_upstream(scope["headers"]):
             await self._models(scope, receive, send, ENDPOINTS["proxy"], path[3:])
             return
         await self._missing(scope, receive, send)
@@ -151,8 +176,8 @@ class _Endpoint:
                     return
         except ApiError as error:
             answer = _rendered(error, admin=self._admin)
-        except StoreError:
-            log.exception("request %s: the store cannot be used", reply.request_id)
+        except StoreError as error:
+            log_store_error(f"request {reply.request_id}", error)
             answer = _rendered(overloaded(), admin=self._admin)
         except Left:
             return
@@ -189,6 +214,8 @@ class _Endpoint:
             scope, headers, azure=self._dialect.startswith("azure"), upstream=self._dialect != "portkey"
         )
         reply.organization = caller.workspace
+        if (quota := application.quota) is not None:
+            await quota.enter(scope, caller)
         raw_query: bytes = scope["query_string"]
         if caller.naming is not NOTHING:
             await engine.check(caller.workspace, caller.naming)
@@ -240,8 +267,12 @@ class _Reply:
         await self._send({"type": "http.response.body", "body": answer.body})
 
 
+_ANSWER_SECONDS = 2.0  # how long a probe waits for the database: those who ask are impatient
+
+
 class _Health:
-    """``/healthz``: the process answers. ``/readyz``: it can also use its store. Neither asks who is calling."""
+    """``/health``: the process answers. ``/ready``: it can also use its store, and is not about to leave. Neither asks
+    who is calling."""
 
     def __init__(self, application: Application, *, ready: bool) -> None:
         self._application = application
@@ -249,7 +280,6 @@ class _Health:
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """ASGI."""
-        answer = Answer(b'{"status":"ok"}')
         if scope["method"] not in ("GET", "HEAD"):
             allow = "GET, HEAD"
             answer = _rendered(
@@ -259,18 +289,35 @@ class _Health:
                     headers={"allow": allow},
                 )
             )
-        elif self._ready and not await self._usable():
-            answer = _rendered(overloaded())
+        elif self._ready:
+            answer = await self._readiness()
+        else:
+            answer = Answer(b'{"status":"ok"}')
         await _Reply(send).send(answer)
+
+    async def _readiness(self) -> Answer:
+        application = self._application
+        if application.draining:
+            return _rendered(overloaded("This node is about to stop."))
+        if not await self._usable():
+            return _rendered(overloaded("This node cannot use its database."))
+        told = {"status": "ok"}
+        if application.redis is not None:
+            told["redis"] = "ok" if application.redis() else "away"  # nodes do without, so it is no reason
+        return Answer(msgspec.json.encode(told))
 
     async def _usable(self) -> bool:
         engine = self._application.engine
         if engine is None:
             return False
         try:
-            await engine.store.keys.exist()
-        except Exception:
-            log.exception("not ready: the store cannot be used")
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await engine.store.keys.exist()
+        except TimeoutError:
+            log.warning("not ready: the store does not answer")
+            return False
+        except StoreError as error:
+            log.warning("not ready: %s", error)
             return False
         return True
 
@@ -285,11 +332,14 @@ class _Metrics:
         """ASGI."""
         found, auth = self._application.metrics, self._application.auth
         try:
-            answer = _rendered(overloaded()) if found is None or auth is None else await metrics(found, auth, scope)
+            if found is None or auth is None:
+                answer = _rendered(overloaded())
+            else:
+                answer = await metrics(found, auth, scope)
         except ApiError as error:
             answer = _rendered(error)
-        except StoreError:
-            log.exception("/metrics: the store cannot be used")
+        except StoreError as error:
+            log_store_error("/metrics", error)
             answer = _rendered(overloaded())
         await _Reply(send).send(answer)
 

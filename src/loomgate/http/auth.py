@@ -20,6 +20,7 @@ from loomgate.errors import ApiError, bad_request
 from loomgate.http.naming import NOTHING, PREFIX, naming_of
 from loomgate.http.refusal import shortened
 from loomgate.settings.provider_data import masked
+from loomgate.store.recent import Recent
 from loomgate.wire.policy import Naming
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 Headers = Mapping[bytes, bytes]
 
-_KEY_SECONDS = 2.0  # how long a key that was looked up counts without another look: revoking takes as long
+_KEY_SECONDS = 1.0  # how long a key that was looked up counts without another look: revoking takes as long
 _EXIST_SECONDS = 1.0  # how long "no key was created yet" counts
-_MOST_KEYS = 10_000
 
 # Portkey's Python SDK gives the OpenAI client below it this in place of a key.
 _PLACEHOLDER = "OPENAI_API_KEY"
@@ -50,16 +50,19 @@ class Caller(msgspec.Struct, frozen=True):
     key_id: str | None = None
 
 
+Known = tuple[str, Caller]  # a key, and what was found for it
+
 # Without keys, whoever is on this machine may do what the command line lets them do anyway.
 _NO_CALLER = Caller("default", keyless=True, admin=True)
 
 
 class Auth:
-    """Looks keys up, with a small memory: nothing is hashed or read for a key that was seen a moment ago."""
+    """Looks keys up, with a small memory: nothing is hashed or read for a key that was seen a moment ago. A key that
+    was seen lately is let in while the database is away."""
 
     def __init__(self, store: "Store") -> None:
         self._store = store
-        self._known: dict[str, tuple[Caller, float]] = {}
+        self._known = Recent(self._look_up, fresh=_KEY_SECONDS)
         self._keys_exist = False
         self._looked = float("-inf")
 
@@ -69,15 +72,12 @@ class Auth:
         Raises 401 `ApiError` (ERR-10, ERR-11), 403 for what a server without keys does not trust, and 400 for headers
         that cannot be read.
         """
-        bearer = _bearer(headers) or _text(headers, b"x-api-key")
-        key = _text(headers, b"x-portkey-api-key")
-        if key is None and azure:
-            key = _text(headers, b"api-key")
+        bearer, key = _given(headers, azure=azure)
         own = bearer if key is not None and bearer not in (key, _PLACEHOLDER) else None
         if key is None:
             key = bearer
         if self._keys_exist or await self._any_keys():
-            caller = self._remembered(key) or await self._by_key(key)
+            caller = (self._known.known(key) if key else None) or await self._by_key(key)
         else:
             _trust_the_machine(scope, headers)
             caller = _NO_CALLER
@@ -88,6 +88,17 @@ class Auth:
         if naming is NOTHING:
             return caller
         return Caller(caller.workspace, naming, caller.keyless, caller.admin, caller.key_id)
+
+    def known(self, headers: Headers) -> "Known | None":
+        """The key that a request with ``headers`` brings, if it was looked up a moment ago and is good."""
+        bearer, key = _given(headers, azure=False)
+        key = bearer if key is None else key
+        caller = None if key is None else self._known.known(key)
+        return None if key is None or caller is None else (key, caller)
+
+    def holds(self, known: "Known | None") -> bool:
+        """Whether that is still so."""
+        return known is not None and self._known.known(known[0]) is known[1]
 
     async def keys_exist(self) -> bool:
         """Was a key ever created? Until then the server answers this machine only."""
@@ -102,30 +113,26 @@ class Auth:
             self._looked = now
         return self._keys_exist
 
-    def _remembered(self, key: str | None) -> Caller | None:
-        found = self._known.get(key) if key is not None else None
-        return found[0] if found is not None and clock.monotonic() < found[1] else None
-
     async def _by_key(self, key: str | None) -> Caller:
         if not key:
             raise _unauthorized(
                 "You didn't provide an API key. You need to provide your API key in an Authorization header using "
                 "Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             )
-        now = clock.monotonic()
-        holder = await self._store.keys.holder(key)
-        if holder is None:
-            self._known.pop(key, None)
+        caller = await self._known.get(key)
+        if caller is None:
             raise _unauthorized(
                 f"Incorrect API key provided: {masked(key)}. The operator of this server makes keys with "
                 "`loomgate keys create`.",
                 "invalid_api_key",
             )
-        if len(self._known) >= _MOST_KEYS:
-            self._known.clear()
-        caller = Caller(holder.workspace, admin=holder.role == "admin", key_id=holder.id)
-        self._known[key] = (caller, now + _KEY_SECONDS)
         return caller
+
+    async def _look_up(self, key: str) -> Caller | None:
+        holder = await self._store.keys.holder(key)
+        if holder is None:
+            return None
+        return Caller(holder.workspace, admin=holder.role == "admin", key_id=holder.id)
 
 
 def _unauthorized(message: str, code: str | None = None) -> ApiError:
@@ -135,6 +142,14 @@ def _unauthorized(message: str, code: str | None = None) -> ApiError:
 def _text(headers: Headers, name: bytes) -> str | None:
     value = headers.get(name)
     return value.decode("latin-1").strip() or None if value is not None else None
+
+
+def _given(headers: Headers, *, azure: bool) -> tuple[str | None, str | None]:
+    """The key in the place of OpenAI's or Anthropic's, and the one in that of Portkey's or Azure's."""
+    key = _text(headers, b"x-portkey-api-key")
+    if key is None and azure:
+        key = _text(headers, b"api-key")
+    return _bearer(headers) or _text(headers, b"x-api-key"), key
 
 
 def _bearer(headers: Headers) -> str | None:

@@ -1,6 +1,10 @@
 """The errors that every route may answer with, whatever it is about (BEHAVIOUR ERR-40, ERR-60, ERR-61)."""
 
-from loomgate.errors import ApiError
+import logging
+
+from loomgate.errors import ApiError, StoreAway, StoreBusy, StoreError
+
+log = logging.getLogger(__name__)
 
 _RETRY_AFTER = "1"  # seconds, with a 503
 
@@ -14,11 +18,11 @@ def too_large(limit: int) -> ApiError:
     )
 
 
-def overloaded() -> ApiError:
-    """ERR-61."""
+def overloaded(why: str = "The engine is currently overloaded, please try again later") -> ApiError:
+    """ERR-61; a probe is told ``why``."""
     return ApiError(
         503,
-        "The engine is currently overloaded, please try again later",
+        why,
         type="server_error",
         headers={"retry-after": _RETRY_AFTER},
     )
@@ -32,3 +36,8 @@ def server_error(request_id: str) -> ApiError:
         f"operator of this server if it happens again. (Please include the request ID {request_id}.)",
         type="server_error",
     )
+
+
+def log_store_error(what: str, error: StoreError) -> None:
+    """Say in the log why ``what`` met a 503: in one line if the store is away or busy, else with where it came from."""
+    log.error("%s: %s", what, error, exc_info=None if isinstance(error, (StoreAway, StoreBusy)) else error)

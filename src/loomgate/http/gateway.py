@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import quote
 
 import msgspec
@@ -22,7 +22,7 @@ from loomgate.gateway.fronts.errors import refusal_body
 from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
 from loomgate.http.body import Left, read_body
-from loomgate.http.faults import overloaded, server_error
+from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
 from loomgate.wire.ids import new_request_id
@@ -83,10 +83,13 @@ class GatewayRoutes:
 
     def __init__(self, application: "Application") -> None:
         self._application = application
-        self._patience = _Patience()
+        self.patience = _Patience()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str) -> None:
-        """Answer one request, whatever happens."""
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
+    ) -> Request | None:
+        """Answer one request, whatever happens, and return it if its answer was a whole one; ``request`` if it was read
+        already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
         started = False
@@ -96,8 +99,9 @@ class GatewayRoutes:
             gateway, auth = self._application.gateway, self._application.auth
             if gateway is None or auth is None:
                 raise overloaded()
-            request = await self._request(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive, self._patience)
+            if request is None:
+                request = await self.read(auth, scope, receive, endpoint, path)
+            leaving = _Leaving(receive, self.patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -105,29 +109,29 @@ class GatewayRoutes:
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
-                return
+                return request
             started = True
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
             await _send_refusal(send, scope, head, error, endpoint)
-        except StoreError:
-            log.exception("request %s: the store cannot be used", request_id)
+        except StoreError as failure:
+            log_store_error(f"request {request_id}", failure)
             error = overloaded()
             await _send_refusal(send, scope, head, error, endpoint)
         except Left:
-            return
+            return None
         except asyncio.CancelledError:
             # Nobody waits for this task but the server that carries it, which would log the cancellation as an error.
             task = asyncio.current_task()
             assert task is not None
             task.uncancel()
             if leaving is not None and leaving.gone:
-                return
+                return None
             log.warning("request %s: the server stops before its answer is whole", request_id)
             if started:
                 await send(CUT)
-                return
+                return None
             error = overloaded()
             await _send_refusal(send, scope, head, error, endpoint)
         except Exception:
@@ -142,12 +146,16 @@ class GatewayRoutes:
                 leaving.end()
             if answer is not None and answer.stream is not None:
                 await answer.close()
+        return None
 
-    async def _request(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
+    async def read(self, auth: Auth, scope: Scope, receive: Receive, endpoint: Endpoint, path: str) -> Request:
+        """The request, if it may be made. Raises `ApiError`, `StoreError` and `Left`."""
         method: str = scope["method"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         azure: bool = scope["path"].startswith(_AZURE)
         caller = await auth.caller(scope, headers, azure=azure)
+        if (quota := self._application.quota) is not None:
+            await quota.enter(scope, caller)
         if path.startswith(_PROMPTS):
             raise ApiError(
                 404,
@@ -306,23 +314,27 @@ async def _send_stream(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Waiting(Protocol):
+    def begin(self) -> None: ...
+
+
 class _Patience:
-    """Lets requests `_Leaving.begin` after a moment: one timer for all of them, since few are still there then."""
+    """Lets requests ``begin`` after a moment: one timer for all of them, since few are still there then."""
 
     __slots__ = ("_loop", "_new", "_old")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
-        self._new: set[_Leaving] = set()  # since the last look
-        self._old: set[_Leaving] = set()  # of the time before it
+        self._new: set[_Waiting] = set()  # since the last look
+        self._old: set[_Waiting] = set()  # of the time before it
 
-    def add(self, leaving: "_Leaving") -> None:
+    def add(self, leaving: _Waiting) -> None:
         self._new.add(leaving)
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.get_running_loop()
             self._loop.call_later(_MOMENT / 2, self._look)
 
-    def remove(self, leaving: "_Leaving") -> None:
+    def remove(self, leaving: _Waiting) -> None:
         self._new.discard(leaving)
         self._old.discard(leaving)
 
@@ -360,12 +372,14 @@ class _Leaving:
     def end(self) -> None:
         """Look no longer."""
         self._patience.remove(self)
-        if self._watching is not None:
-            self._watching.cancel()
+        # A task that was cancelled holds on to where it was, and so to all that it knew, until garbage is looked for.
+        watching, self._watching, self._task = self._watching, None, None
+        if watching is not None:
+            watching.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        assert self._task is not None
-        self._task.cancel(LEFT)
+        if self._task is not None:
+            self.gone = True
+            self._task.cancel(LEFT)

@@ -22,5 +22,6 @@ async def metrics(metrics: "Metrics", auth: "Auth", scope: Scope) -> Answer:
         raise ApiError(405, message, headers={"allow": allow})
     if whose_machine(scope, headers) is not None:
         await auth.caller(scope, headers, azure=False, upstream=False)
+    await metrics.refresh()
     text, content_type = metrics.render(headers.get(b"accept", b"").decode("latin-1"))
     return Answer(text, headers=[(b"content-type", content_type.encode("latin-1"))])

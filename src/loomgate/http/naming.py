@@ -149,7 +149,8 @@ def _metadata(found: dict[str, Any], text: str) -> None:
 
 def _timeout(found: dict[str, Any], text: str) -> None:
     """RH-11: what is no number, or 0, is ignored."""
-    if text.isdecimal() and 0 < int(text) < 10**9:
+    # Python itself refuses to read thousands of digits.
+    if text.isdecimal() and len(text) < 100 and 0 < int(text) < 10**9:
         found["request_timeout"] = int(text)
 
 

@@ -13,13 +13,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
+    from loomgate.http.straight import Client, Trip
+
 _LONGEST = 256 * 1024  # bytes of a body that are worth copying behind their head
 _NO_BODY = frozenset({204, 304})
 # A message of ours beside ASGI's: the answer that has begun ends here, without its end, and so does the connection.
 CUT: dict[str, Any] = {"type": "loomgate.response.cut"}
+_last: set[asyncio.Task[None]] = set()  # whatever sends an answer to a client that reads slowly
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 
 
+TARGET = b"/v1/chat/completions"  # of requests that may go straight, see `loomgate.http.straight`
 # The ASGI extension by which an application sends a whole answer as one message: ``status``, ``headers`` with the
 # length of the body, ``body``.
 WHOLE = "loomgate.whole"
@@ -97,9 +101,24 @@ class Cycle(RequestResponseCycle):
             return None  # a header that would be several: uvicorn refuses it
         return b"%b\r\n\r\n%b" % (made, body)
 
+    def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer, its length among its ``headers``, from outside of any task."""
+        made = None if self.flow.write_paused else self._joined(status, headers, body)
+        if made is not None:
+            self._sent(made)
+            self.on_response = _nothing  # as uvicorn does: or else we and our connection hold on to each other
+        else:
+            message = {"type": WHOLE, "status": status, "headers": headers, "body": body}
+            task = asyncio.get_running_loop().create_task(self.send(cast("ASGISendEvent", message)))
+            _last.add(task)
+            task.add_done_callback(_last.discard)
+
     async def _finish(self, whole: bytes) -> None:
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
+        self._sent(whole)
+
+    def _sent(self, whole: bytes) -> None:
         if self.disconnected:
             return
         self.waiting_for_100_continue = False
@@ -109,6 +128,10 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+def _nothing() -> None:
+    return None
 
 
 def _has_length(headers: list[tuple[bytes, bytes]]) -> bool:
@@ -151,6 +174,35 @@ class Protocol(HttpToolsProtocol):
     """
 
     _unused_since: float | None = None
+    _held: Cycle | None = None  # a request that may go straight, once all of it is here
+    straight_client: "Client | None" = None  # who made the last such request
+    trip: "Trip | None" = None  # one that does
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn does, and what may go straight is begun when all that came was read."""
+        super().data_received(data)
+        held = self._held
+        if held is not None:
+            app = cast(Any, self.app)  # pyright: ignore[reportUnknownMemberType] - loaded from anywhere
+            # Many clients write a head and its body one after the other.
+            if held.more_body and app.straight.waits(held):
+                return
+            self._held = None
+            if held.more_body or not app.straight.take(self, held):
+                self._start_asgi_task(held, app.straight.other(self))
+
+    def begin(self, cycle: Cycle, app: Any) -> None:
+        """Have ``app`` answer the request of ``cycle`` in a task."""
+        self._start_asgi_task(cycle, app)
+
+    def shutdown(self) -> None:
+        """As uvicorn does; what is under way gets a task, since that is what uvicorn waits for."""
+        if self.trip is not None:
+            self.trip.begin()
+        if self._held is not None:
+            self._start_asgi_task(self._held, cast(Any, self.app))  # pyright: ignore[reportUnknownMemberType]
+            self._held = None
+        super().shutdown()
 
     def _unset_keepalive_if_required(self) -> None:
         self._unused_since = None
@@ -187,6 +239,9 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn does, and the timer ends."""
         super().connection_lost(exc)
+        self._held = None
+        if self.trip is not None:
+            self.trip.gone()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -218,7 +273,16 @@ class Protocol(HttpToolsProtocol):
             self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(cycle, app)
+            if (
+                self.url == TARGET
+                and scope["method"] == "POST"
+                and cycle.keep_alive
+                and not self.expect_100_continue
+                and hasattr(app, "straight")
+            ):
+                self._held = cycle
+            else:
+                self._start_asgi_task(cycle, app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, app))

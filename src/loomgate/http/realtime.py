@@ -113,6 +113,8 @@ class Realtime:
         if offered:
             headers[b"sec-websocket-protocol"] = ", ".join(offered).encode("latin-1", "replace")
         caller = await auth.caller(scope, headers, azure=False)
+        if (quota := self._application.quota) is not None:
+            await quota.enter(scope, caller)
         model = pairs.get("model")
         request = Request(
             ENDPOINTS["realtime"],

@@ -18,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from loomgate.errors import ProviderError
-from loomgate.providers.http1 import Connection, Pool, request_head
+from loomgate.providers.http1 import Connection, request_head
+from loomgate.providers.pool import Pool
 
 # Seconds after which the next of a name's addresses is tried beside the one that does not answer (RFC 8305).
 _STAGGER = 0.25

@@ -54,7 +54,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     ``project`` and ``region`` for the vendors that have such a thing (`Vendor.takes`), ``options`` are the provider
     data of GATEWAY CFG-27 under their config names. ``public_only``: a client chose the address, so each `HttpCall`
-    has to have it.
+    has to have it. ``bucket``: the only one that may be read and written, if the key was lent with it.
     """
 
     vendor: Vendor
@@ -67,6 +67,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     options: Mapping[str, Any] = {}
     public_only: bool = False
+    bucket: str | None = None
 
     @property
     def url(self) -> str:

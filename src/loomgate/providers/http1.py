@@ -1,19 +1,22 @@
-"""HTTP/1.1 on one connection (RFC 9112), and the pool of those that wait for their next request.
+"""HTTP/1.1 on one connection (RFC 9112).
 
-What must live here: the bytes of a request, the state of one exchange, and which connection may serve again. What
-must not: where a connection leads and how it is made (``dial``), deadlines, and what a failure means (``transport``).
+What must live here: the bytes of a request, the state of one exchange, and whether its connection may serve again. What
+must not: where a connection leads and how it is made (``dial``), which one serves next (``pool``), deadlines, and what
+a failure means (``transport``).
 """
 
 import asyncio
 import re
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from loomgate.errors import ProviderError
+
+if TYPE_CHECKING:
+    from loomgate.providers.pool import Pool
 
 # Bytes of an answer's headers, and of anything else that is not body: between two pieces of body, no more than that.
 LONGEST_HEAD = 64 * 1024
@@ -157,7 +160,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = tuple(
         "_bodiless _dry _ended _framed _full _held _idle _interim _keep _parser _paused _rest _waiter encoding expires "
-        "failure headers key lost over parts pool spoiled status touched transport".split()
+        "failure headers key listener lost over parts pool spoiled status touched transport".split()
     )
 
     def __init__(self, key: object, pool: "Pool") -> None:
@@ -171,6 +174,7 @@ class Connection(asyncio.Protocol):
         self._full = False  # whether the socket takes no more for now
         self._paused = False  # whether we read no more for now
         self._idle = False
+        self.listener: Callable[[], None] | None = None  # called where `wait` would end, while nobody waits
         self._fresh()
 
     def _fresh(self) -> None:
@@ -227,6 +231,11 @@ class Connection(asyncio.Protocol):
         """Let `wait` end with False, if anyone waits."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(False)
+
+    @property
+    def paused(self) -> bool:
+        """Whether no more is read until what is here is taken."""
+        return self._paused
 
     def take(self) -> bytes:
         """What has come of the body since the last time; reading goes on."""
@@ -308,9 +317,8 @@ class Connection(asyncio.Protocol):
             if self._held >= HIGH_WATER and not self._paused and self.transport is not None:
                 self._paused = True
                 self.transport.pause_reading()
-        waiter = self._waiter
-        if waiter is not None and (self.status or self.failure) and not waiter.done():
-            waiter.set_result(True)
+        if self.status or self.failure:
+            self._tell()
 
     def eof_received(self) -> None:  # noqa: D102
         self._ended = True
@@ -327,8 +335,7 @@ class Connection(asyncio.Protocol):
                 self.over = True  # a body without a length ends with the connection (RFC 9112 section 6.3)
             else:
                 self.failure = "closed"
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)
+        self._tell()
 
     def pause_writing(self) -> None:  # noqa: D102
         self._full = True
@@ -336,6 +343,12 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:  # noqa: D102
         self._full = False
         self._pump()
+
+    def _tell(self) -> None:
+        if self.listener is not None:
+            self.listener()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
 
     def _pump(self) -> None:
         """Write of the body what the socket takes; the event loop calls again. An answer may come meanwhile."""
@@ -416,109 +429,3 @@ class Connection(asyncio.Protocol):
         elif not self.over and not self.failure and self._parser is not None:
             self.over = True
             self._keep = self._parser.should_keep_alive()
-
-
-# --- the pool ---------------------------------------------------------------------------------------------------------
-
-
-class Pool:
-    """Slots, and unused connections that may serve again. ``limit`` bounds both together (0: no limit).
-
-    A call has a slot from `enter` (or `queue`) to `leave`, and with it may take a `kept` connection or make one. A
-    freed slot goes to whoever has waited longest, never past them.
-    """
-
-    def __init__(self, limit: int, keep_alive: float) -> None:
-        self._limit = limit
-        self._keep_alive = keep_alive
-        self._used = 0
-        self._queue: deque[asyncio.Future[bool]] = deque()
-        self._kept: dict[object, dict[Connection, None]] = {}  # by key, the most recently used last
-        self._ages: dict[Connection, None] = {}  # the same ones, all together, the longest unused first
-        self.all: set[Connection] = set()  # every open connection
-
-    def enter(self) -> bool:
-        """Take a slot, if one is free."""
-        if self._limit and self._used >= self._limit:
-            return False
-        self._used += 1
-        return True
-
-    async def queue(self) -> bool:
-        """Take a slot as soon as one is free. False: the pool was closed."""
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._queue.append(waiter)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            if not waiter.cancelled():
-                if waiter.result():
-                    self.leave()  # the slot came in the same moment
-            elif waiter in self._queue:
-                self._queue.remove(waiter)
-            raise
-
-    def leave(self) -> None:
-        """Give the slot back."""
-        while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.done():
-                waiter.set_result(True)
-                return
-        self._used -= 1
-
-    def kept(self, key: object, now: float) -> Connection | None:
-        """An unused connection for ``key`` that is still good, as of ``now``."""
-        kept = self._kept.get(key)
-        while kept:
-            connection, _ = kept.popitem()
-            del self._ages[connection]
-            if not kept:
-                del self._kept[key]
-            if connection.expires > now and connection.transport is not None and not connection.transport.is_closing():
-                return connection
-            connection.abort()
-        return None
-
-    def keep(self, connection: Connection, now: float) -> None:
-        """Put a connection whose exchange is over aside for the next call."""
-        connection.renew()
-        connection.expires = now + self._keep_alive
-        self._kept.setdefault(connection.key, {})[connection] = None
-        self._ages[connection] = None
-
-    def drop(self, connection: Connection) -> None:
-        """An unused connection is gone."""
-        kept = self._kept.get(connection.key)
-        if kept is not None and connection in kept:
-            del kept[connection], self._ages[connection]
-            if not kept:
-                del self._kept[connection.key]
-
-    def make_room(self) -> None:
-        """Before a connection is made: close those longest unused until there is room for it."""
-        while self._limit and self._ages and self._used + len(self._ages) > self._limit:
-            self._close(next(iter(self._ages)))
-
-    def sweep(self, now: float) -> float | None:
-        """Close what has been unused for too long as of ``now``; when the next one will have been, if there is one."""
-        for connection in tuple(self._ages):
-            if connection.expires > now:
-                return connection.expires
-            self._close(connection)
-        return None
-
-    def close(self) -> None:
-        """Break every connection and send away whoever waits for one."""
-        while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.done():
-                waiter.set_result(False)
-        for connection in tuple(self._ages):
-            self._close(connection)
-        for connection in tuple(self.all):
-            connection.abort()
-
-    def _close(self, connection: Connection) -> None:
-        self.drop(connection)
-        connection.abort()

@@ -17,6 +17,8 @@ from loomgate.providers.cohere import Cohere
 from loomgate.providers.dialect import Dialect, HttpCall, Target
 from loomgate.providers.gemini import Gemini
 from loomgate.providers.jobs import bedrock as bedrock_jobs
+from loomgate.providers.jobs import cohere as cohere_jobs
+from loomgate.providers.jobs import fireworks as fireworks_jobs
 from loomgate.providers.jobs import vertex as vertex_jobs
 from loomgate.providers.jobs.job import Verbs
 from loomgate.providers.openai import OpenAI
@@ -120,6 +122,8 @@ def verbs_of(target: Target, endpoint: EndpointName) -> Verbs | None:
 _JOB_ENDPOINTS = frozenset({"files", "batches", "fine_tuning"})
 _JOBS: dict[str, Verbs] = {
     "bedrock": bedrock_jobs.VERBS,
+    "cohere": cohere_jobs.VERBS,
+    "fireworks-ai": fireworks_jobs.VERBS,
     "vertex-ai": vertex_jobs.VERBS,
 }
 _OWN: dict[tuple[str, EndpointName], Operation] = {
@@ -165,6 +169,10 @@ class Passes(msgspec.Struct, frozen=True):
         url = target.endpoint_url(self.endpoint, model, user if isinstance(user, str) else None)
         rest = asked.path.removeprefix(_PREFIXES[self.endpoint])
         return HttpCall(_extended(url, rest, asked.query), headers, body, asked.method)
+
+    def takes(self, fields: Fields, raw: bytes, target: Target) -> bool:
+        """Whether exactly ``raw``, which says ``fields``, is sent. Raises as `request`."""
+        return self._fitted(fields, raw, target) is fields
 
     def answer(self, body: bytes, content_type: str, fields: Fields, target: Target) -> Made:
         """See `Operation.answer`."""

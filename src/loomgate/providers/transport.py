@@ -2,43 +2,33 @@
 
 What must live here: sending a request, handing out the answer's status, headers and body pieces, and saying in our
 words how a connection failed. What must not: what the bytes mean, and trying a call again that an endpoint has seen.
-The bytes of HTTP itself are in ``http1``, what lies between a URL and a connection in ``dial``.
+The bytes of HTTP itself are in ``http1``, what lies between a URL and a connection in ``dial``, what waits for its next
+request in ``pool``.
 """
 
 import asyncio
-import contextlib
-import zlib
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import quote
 
 import msgspec
 
 from loomgate import clock
 from loomgate.errors import ProviderError
+from loomgate.providers.deadlines import Timeouts, Watch, closed
 from loomgate.providers.dial import Dialer, Origin, origin_of
 from loomgate.providers.dialect import HttpCall
-from loomgate.providers.http1 import CLOSE, ENCODING, Connection, Pool, request_head
+from loomgate.providers.http1 import CLOSE, ENCODING, Connection, request_head
+from loomgate.providers.inflate import Inflate
+from loomgate.providers.pool import Pool
 
 if TYPE_CHECKING:
     from loomgate.providers.websocket import WebSocket
 
-Phase = Literal["connect", "first_byte", "idle"]
-
 # Origins that are remembered, their addresses taken apart; some come from clients.
 _MOST_ORIGINS = 4096
-# Bytes that a compressed body gives at a time.
-_INFLATED = 256 * 1024
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
-
-
-class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: to get a connection; from sending to the answer's headers; between two pieces; for all of it."""
-
-    connect: float = 10.0
-    first_byte: float = 120.0
-    idle: float = 120.0
-    total: float = 600.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,14 +66,14 @@ class Reply:
         self._watch = watch
         self._got = False
         self._headers: dict[str, str] | None = None
-        self._inflate: _Inflate | None = None
+        self._inflate: Inflate | None = None
         self._connection: Connection | None = connection
         self._left: bytes | None = None
         self.status: int = connection.status
         self.raw_headers: list[tuple[bytes, bytes]] = connection.headers
         self.whole: bytes | None = None
         if inflate and connection.encoding in _CODINGS and (connection.parts or not connection.over):
-            self._inflate = _Inflate(connection.encoding)
+            self._inflate = Inflate(connection.encoding)
             gone = (b"content-encoding", b"content-length")
             self.raw_headers = [header for header in self.raw_headers if header[0] not in gone]
         if connection.over:
@@ -183,118 +173,42 @@ class Reply:
         self._transport.release(connection, self._watch)
 
 
-class _Inflate:
-    """Decompresses a body with bounded growth: a piece may stand for a thousand times as much."""
+class Line(NamedTuple):
+    """What requests to one endpoint share that differ in nothing but their bodies, see `Transport.line`."""
 
-    def __init__(self, coding: bytes) -> None:
-        self._gzip = coding != b"deflate"
-        self._stream = zlib.decompressobj(31)
-        self._begun = False
-        self._tail = b""  # not yet used
-        self._full = False  # whether the last of it may stand for more
-
-    def feed(self, data: bytes) -> None:
-        """Take the next bytes of the body."""
-        self._tail += data
-
-    def more(self) -> bytes:
-        """Up to 256 KiB of what they stand for; ``b""`` when all of them are used."""
-        while self._tail or self._full:
-            if not self._begun and not self._gzip:
-                if len(self._tail) < 2:
-                    break
-                # Many send deflate without the header that belongs there (RFC 1950 section 2.2).
-                header = self._tail[0] & 15 == 8 and int.from_bytes(self._tail[:2]) % 31 == 0
-                self._stream = zlib.decompressobj(15 if header else -15)
-            self._begun = True
-            if self._stream.eof:
-                if not self._gzip or not self._tail.strip(b"\0"):
-                    self._tail = b""  # padding
-                    break
-                self._stream = zlib.decompressobj(31)  # one may follow the other (RFC 1952 section 2.2)
-            data, self._tail = self._tail, b""
-            try:
-                out = self._stream.decompress(data, _INFLATED)
-            except zlib.error:
-                raise ProviderError("malformed", "The endpoint's compressed answer cannot be read.") from None
-            self._full = len(out) >= _INFLATED and not self._stream.eof
-            self._tail = self._stream.unconsumed_tail or self._stream.unused_data
-            if out:
-                return out
-        return b""
-
-    def end(self) -> None:
-        """Raises `ProviderError` ``cut`` when the compressed data is not complete."""
-        if (self._begun or self._tail) and not self._stream.eof:
-            raise ProviderError("cut", "The connection to the endpoint broke within the answer.")
+    origin: Origin
+    head: bytes  # all of it but the body's length
 
 
-class Waiting(Protocol):
-    """What a deadline can end."""
+class Started:
+    """A request on its way for which no task waits, see `Transport.start`. `settle` it, give it to `Transport.send`, or
+    `leave` it."""
 
-    def expire(self) -> None:
-        """Let whoever waits there know that it has come."""
-        ...
+    __slots__ = ("_transport", "connection", "over")
 
+    def __init__(self, transport: "Transport", connection: Connection) -> None:
+        self._transport = transport
+        self.connection = connection
+        self.over = False  # whether it is somebody else's by now
 
-class Watch:
-    """The deadline of one call: one number, moved as the call proceeds; `Transport` looks after all of them.
+    def settle(self) -> bytes:
+        """The body of an answer that is over; its connection may serve again, and is not to be looked at any more."""
+        connection = self.connection
+        connection.listener = None
+        self.over = True
+        body = connection.take()
+        self._transport.release(connection, None)
+        return body
 
-    ``due`` is when, on `clock.now`; ``end`` when all of the call has to be over; ``connection`` what the call waits on.
-    """
-
-    __slots__ = ("_scope", "_stopped", "connection", "due", "end", "phase", "timeouts")
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        now = clock.now()
-        self.timeouts = timeouts
-        self.end = now + timeouts.total
-        self.phase: Phase = "first_byte"
-        self.due = min(now + timeouts.first_byte, self.end)
-        self.connection: Waiting | None = None
-        self._scope: asyncio.Timeout | None = None
-        self._stopped = False
-
-    def begin(self, phase: Phase, seconds: float, now: float) -> None:
-        """Give the call ``seconds`` from ``now`` on."""
-        self.phase = phase
-        self.due = min(now + seconds, self.end)
-
-    def scope(self) -> asyncio.Timeout:
-        """Wraps what blocks before there is a connection. It has no timer of its own: `fire` ends it."""
-        self._scope = asyncio.timeout(None)
-        return self._scope
-
-    def fire(self) -> None:
-        """It has come."""
-        if self.connection is not None:
-            self.connection.expire()
-        elif self._scope is not None and not self._scope.expired():
-            # Between two scopes nobody waits, which reschedule reports.
-            with contextlib.suppress(RuntimeError):
-                self._scope.reschedule(asyncio.get_running_loop().time())
-
-    def stop(self) -> None:
-        """End what blocks before there is a connection: the transport is closed."""
-        self._stopped = True
-        if self.connection is None:
-            self.fire()
-
-    def error(self, host: str = "") -> ProviderError:
-        """The words for it."""
-        if self._stopped:
-            return _closed()
-        if self.due >= self.end:
-            return ProviderError("timeout", f"The endpoint did not finish within {self.timeouts.total:g} seconds.")
-        seconds = getattr(self.timeouts, self.phase)
-        if self.phase == "connect":
-            return ProviderError("connect", f"No connection to {host} within {seconds:g} seconds.")
-        what = {"first_byte": "did not begin to answer", "idle": "fell silent"}[self.phase]
-        return ProviderError("timeout", f"The endpoint {what} for {seconds:g} seconds.")
-
-
-def _closed() -> ProviderError:
-    return ProviderError("connect", "The connections were closed.")
+    def leave(self) -> None:
+        """Nobody wants the answer; nothing happens if somebody has it."""
+        if self.over:
+            return
+        connection = self.connection
+        connection.listener = None
+        self.over = True
+        connection.abort()
+        connection.pool.leave()
 
 
 class Transport:
@@ -311,8 +225,42 @@ class Transport:
         self._next_look = 0.0
         self._look = asyncio.Event()
 
-    async def send(self, call: HttpCall, timeouts: Timeouts) -> Reply:
+    def line(self, call: HttpCall) -> Line | None:
+        """What requests like ``call`` share; ``None`` when they need more than `start` does. Raises as `send` does."""
+        origin, target = self._place(call.url, public_only=call.public_only)
+        size = len(call.body)
+        if not size:
+            return None
+        head, seen = request_head(call.method, target, origin.authority, call.headers, size, origin.more, origin.login)
+        end = b"Content-Length: %d\r\n\r\n" % size
+        return None if seen & (CLOSE | ENCODING) or not head.endswith(end) else Line(origin, head.removesuffix(end))
+
+    def start(
+        self, line: Line, body: bytes, listener: Callable[[], None], admit: Callable[[], bool] | None = None
+    ) -> Started | None:
+        """Send a request with ``body`` if a connection is there that may serve again and ``admit`` then says so, else
+        ``None``.
+
+        ``listener`` is called whenever more of the answer is there, from its headers on, and when it breaks off. No
+        deadline holds until `send` takes over.
+        """
+        pool = self._pool
+        if pool is None or not pool.enter():
+            return None
+        connection = pool.kept(line.origin.key, clock.now())
+        if connection is None or (admit is not None and not admit()):
+            if connection is not None:
+                pool.keep(connection, clock.now())
+            pool.leave()
+            return None
+        connection.listener = listener
+        connection.begin(b"%bContent-Length: %d\r\n\r\n" % (line.head, len(body)), body)
+        return Started(self, connection)
+
+    async def send(self, call: HttpCall, timeouts: Timeouts, started: Started | None = None) -> Reply:
         """Send ``call`` and return once the answer's headers are there; redirects are answers like any other.
+
+        ``started``: the same request is on its way already; only its answer is waited for.
 
         A kept connection that the other side has closed meanwhile is replaced by a fresh one, once. Raises
         `ProviderError` ``connect`` (no connection, a refused address, or it broke before an answer), ``timeout``,
@@ -326,11 +274,17 @@ class Transport:
         )
         watch = Watch(timeouts)
         connection: Connection | None = None
-        entered = pool.enter()
+        if started is not None:
+            connection, entered, pool = started.connection, True, started.connection.pool
+            connection.listener = None
+            started.over = True
+        else:
+            entered = pool.enter()
         try:
             if not entered:
                 entered = await self._queue(pool, origin, watch)
-            connection = pool.kept(origin.key, clock.now())
+            if connection is None:
+                connection = pool.kept(origin.key, clock.now())
             kept = connection is not None
             while True:
                 if connection is None:
@@ -339,7 +293,9 @@ class Transport:
                 if watch.phase != "first_byte":
                     watch.begin("first_byte", timeouts.first_byte, clock.now())
                 self.watch(watch)
-                connection.begin(head, body, bodiless=call.method == "HEAD")
+                if started is None:
+                    connection.begin(head, body, bodiless=call.method == "HEAD")
+                started = None
                 while not (connection.status or connection.failure):
                     if not await connection.wait():
                         raise watch.error()
@@ -433,9 +389,10 @@ class Transport:
         if self._watchman is None or watch.due < self._next_look:
             self._call(watch.due)
 
-    def release(self, connection: Connection, watch: Watch) -> None:
-        """The call is over: keep its connection if that is possible, close it if not (for `Reply`)."""
-        self._watches.discard(watch)
+    def release(self, connection: Connection, watch: Watch | None) -> None:
+        """The call is over: keep its connection if that is possible, close it if not (for `Reply`, `Started`)."""
+        if watch is not None:
+            self._watches.discard(watch)
         pool = connection.pool
         if pool is self._pool and connection.reusable:
             pool.keep(connection, clock.now())
@@ -484,7 +441,7 @@ class Transport:
         except TimeoutError:
             raise watch.error(origin.host) from None
         if not granted:
-            raise _closed()
+            raise closed()
         return True
 
     async def _dial(self, pool: Pool, origin: Origin, watch: Watch, *, tunnel: bool = False) -> Connection:
@@ -499,7 +456,7 @@ class Transport:
             raise watch.error(origin.host) from None
         if pool is not self._pool:
             connection.abort()
-            raise _closed()
+            raise closed()
         return connection
 
     # --- deadlines ---

@@ -26,7 +26,8 @@ from loomgate.providers.failure import masked, retry_after, status_kind
 from loomgate.providers.http1 import HIGH_WATER, Connection, request_head
 
 if TYPE_CHECKING:
-    from loomgate.providers.transport import Transport, Watch
+    from loomgate.providers.deadlines import Watch
+    from loomgate.providers.transport import Transport
 
 LONGEST_MESSAGE = 16 * 1024 * 1024
 _LONGEST_REASON = 123  # bytes, by the RFC

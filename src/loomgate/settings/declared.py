@@ -251,9 +251,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seal_key: Annotated[
         Secret,
         Meta(
-            description="Key that seals stored secrets: 32 bytes in base64 or hex; empty: kept in `seal.key` in `data`."
+            description="Key that seals stored secrets: 32 bytes in base64 or hex, the same on every node of a"
+            " PostgreSQL; empty (on SQLite): kept in `seal.key` in `data`."
         ),
     ] = Secret()
+    drive_runs: Annotated[
+        bool,
+        Meta(description="Whether `loomgate serve` drives runs too; false: it answers requests, workers drive."),
+    ] = True
+    worker_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65535,
+            description="Port on which `loomgate worker` answers `/health`, `/ready` and `/metrics`; 0: none.",
+        ),
+    ] = 0
     max_body_bytes: Annotated[
         # 64 MiB: a few dozen messages of 256,000 characters (BEHAVIOUR LIM-13), each \uXXXX-escaped to six bytes.
         int, Meta(ge=1024, description="Largest request body; a larger one is answered with 413.")
@@ -324,9 +337,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             " with one is refused."
         ),
     ] = ""
+    workspace_requests_per_minute: Annotated[
+        int, Meta(ge=0, description="Most requests that a workspace may make within a minute; 0: no limit.")
+    ] = 0
+    workspace_concurrency: Annotated[
+        int, Meta(ge=0, description="Most requests of a workspace at a time, open streams included; 0: no limit.")
+    ] = 0
+    key_requests_per_minute: Annotated[
+        int, Meta(ge=0, description="Most requests that an API key may make within a minute; 0: no limit.")
+    ] = 0
+    key_concurrency: Annotated[
+        int, Meta(ge=0, description="Most requests of an API key at a time, open streams included; 0: no limit.")
+    ] = 0
     drain_seconds: Annotated[
         float, Meta(ge=0, description="How long a stopping server lets requests and runs finish.")
     ] = 10.0
+    drain_delay_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="How long before that it still takes requests, so that a load balancer notices by `/ready`.",
+        ),
+    ] = 0.0
     sqlite_synchronous: Annotated[
         Literal["full", "normal"],
         Meta(description="`full`: what is acknowledged survives a power cut; `normal`: faster, may lose a second."),

@@ -346,6 +346,8 @@ def _check(made: Settings) -> None:
     _check_redis(made)
     if made.seal_key:
         decode_seal_key(made.seal_key.reveal())
+    if not made.drive_runs and not made.redis_url:
+        raise SettingError("drive_runs", "true, since without redis_url no other node can drive runs", "false")
     for name, provider in made.providers.items():
         check_url(f"providers.{name}.base_url", provider.base_url, made)
         _check_aws(f"providers.{name}", provider)

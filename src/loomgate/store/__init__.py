@@ -7,12 +7,12 @@ decisions about when something happens. Every row carries its workspace, directl
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loomgate.errors import StoreError
+from loomgate.errors import SettingError, StoreError
 from loomgate.store.accounts import Integrations, VirtualKeys
 from loomgate.store.assistants import Assistants
 from loomgate.store.configs import Documents
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from loomgate.settings import Settings
 
 
+_PREDECESSOR_SECONDS = 3.0  # how long a server may take to be gone that was killed a moment ago
+
+
 class Store:
     """All verbs on what is stored, by object. Belongs to the event loop that it was opened on."""
 
@@ -45,6 +48,7 @@ class Store:
     ) -> None:
         self._database = database
         self.exclusive = exclusive  # no other server uses this database
+        self.sealer = sealer
         self.outbox = Outbox(database, endpoints)
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)
@@ -57,6 +61,11 @@ class Store:
         self.configs = Documents(database, sealer, self.generations, "config")
         self.guardrails = Documents(database, sealer, self.generations, "guardrail")
         self.credentials = Credentials(database, sealer)
+
+    @property
+    def connections(self) -> tuple[int, int, int] | None:
+        """How many connections to PostgreSQL are at work, how many are open besides, and the most there may be."""
+        return getattr(self._database, "connections", None)
 
     async def close(self) -> None:
         """Finish the writes under way and close the database."""
@@ -86,15 +95,18 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
 
 
 @asynccontextmanager
-async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncGenerator[Store, None]:
-    """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database.
+async def open_store(
+    settings: "Settings", *, exclusive: bool = False, lost: Callable[[str], None] | None = None
+) -> AsyncGenerator[Store, None]:
+    """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database, unless
+    that is a PostgreSQL whose nodes share a Redis. ``lost`` is called with one line should it be so no longer.
 
     A PostgreSQL database, which others use as well, is not migrated on the way: `migrate` does that.
 
-    Raises `StoreError` (one line: the place and the reason).
+    Raises `StoreError` (one line: the place and the reason), and `SettingError`.
     """
     if settings.postgres:
-        async with _open_postgres(settings, exclusive=exclusive) as store:
+        async with _open_postgres(settings, node=exclusive, lost=lost) as store:
             yield store
         return
     _folder(settings)
@@ -115,22 +127,36 @@ async def open_store(settings: "Settings", *, exclusive: bool = False) -> AsyncG
 
 
 @asynccontextmanager
-async def _open_postgres(settings: "Settings", *, exclusive: bool) -> AsyncGenerator[Store, None]:
+async def _open_postgres(
+    settings: "Settings", *, node: bool, lost: Callable[[str], None] | None
+) -> AsyncGenerator[Store, None]:
+    from loomgate.store.nodes import Presence, agree_on_seal
     from loomgate.store.postgres import PostgresDatabase
 
-    await check_postgres(settings.database_url.reveal())
+    if not settings.seal_key:
+        wanted = "the key that all nodes share (`openssl rand -hex 32` makes one), since the database is a PostgreSQL"
+        raise SettingError("seal_key", wanted, "nothing")
+    url = settings.database_url.reveal()
+    alone = not settings.redis_url
+    await check_postgres(url)
     database = await PostgresDatabase.open(
-        settings.database_url.reveal(),
+        url,
         connections=settings.database_connections,
         wait_seconds=settings.database_wait_seconds,
         retry_seconds=settings.database_retry_seconds,
     )
-    sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
-    store = Store(database, sealer, endpoints_of(settings.webhooks), settings.active_thread, exclusive=exclusive)
+    presence = Presence(url, alone=alone) if node else None
     try:
-        yield store
+        sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
+        await agree_on_seal(database, sealer, database.place)
+        if presence is not None:
+            await presence.take(_PREDECESSOR_SECONDS)
+            presence.keep(lost)
+        yield Store(database, sealer, endpoints_of(settings.webhooks), settings.active_thread, exclusive=node and alone)
     finally:
-        await store.close()
+        await database.close()
+        if presence is not None:
+            await presence.close()
 
 
 def _lock(path: Path) -> int:

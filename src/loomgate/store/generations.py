@@ -8,9 +8,9 @@ line now, another node on a shared database later) is noticed within that second
 
 import sqlalchemy as sa
 
-from loomgate import clock
 from loomgate.store import tables
 from loomgate.store.database import Database, Statement, Tx, upsert
+from loomgate.store.recent import Recent
 
 _t = tables.generations
 _BUMP = upsert(
@@ -22,29 +22,28 @@ _BUMP = upsert(
 )
 _NUMBER = Statement(sa.select(_t.c.number).where(_t.c.workspace == sa.bindparam("owner")))
 _SECONDS = 1.0
-_MOST = 10_000  # workspaces
 
 
 class Generations:
-    """The numbers of all workspaces, with a small memory."""
+    """The numbers of all workspaces, with a small memory, which lasts while the database is away."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._known: dict[str, tuple[int, float]] = {}
+        self._known = Recent(self._number, fresh=_SECONDS)
 
     async def of(self, workspace: str) -> int:
         """The number of ``workspace``, at most a second old; 0 if nothing was ever declared there. Costs a lookup in a
         dict but once a second."""
-        now = clock.monotonic()
-        found = self._known.get(workspace)
-        if found is not None and now < found[1]:
-            return found[0]
+        known = self.known(workspace)
+        return (await self._known.get(workspace) or 0) if known is None else known
+
+    async def _number(self, workspace: str) -> int:
         row = await self._db.row(_NUMBER, owner=workspace)
-        number = 0 if row is None else row[0]
-        if len(self._known) >= _MOST:
-            self._known.clear()
-        self._known[workspace] = (number, now + _SECONDS)
-        return number
+        return 0 if row is None else row[0]
+
+    def known(self, workspace: str) -> int | None:
+        """The number, if it was looked up within the last second."""
+        return self._known.known(workspace)
 
     async def moved(self, tx: Tx, workspace: str) -> None:
         """Move the number on, with the transaction of the change, which begins with it: until the commit, nobody else
@@ -53,4 +52,4 @@ class Generations:
 
     def forget(self, workspace: str) -> None:
         """Look the number up at the next question: called when the change is committed."""
-        self._known.pop(workspace, None)
+        self._known.forget(workspace)

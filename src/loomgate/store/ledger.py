@@ -4,16 +4,17 @@ What must live here: writing batches of records, reading them back, forgetting o
 holds (``wire/calls``), or when anything is written or forgotten (``gateway/meter``, ``app``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
+import msgspec.structs
 import sqlalchemy as sa
 
 from loomgate import clock
 from loomgate.errors import bad_request
 from loomgate.store import tables
-from loomgate.store.database import Database, Statement, Tx, some_of, upsert
+from loomgate.store.database import Database, Row, Statement, Tx, some_of, upsert
 from loomgate.wire.calls import CallFacts, CallRecord, first_log_id
 
 _c, _s = tables.calls, tables.spending
@@ -26,7 +27,9 @@ _key: sa.BindParameter[Any] = sa.bindparam("key")
 _count = sa.bindparam("count", type_=sa.Integer)
 
 _ADD = Statement(sa.insert(_c))
-_GET = Statement(sa.select(_c.c.body, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
+# What a row says of its call: `_facts` puts together what is in columns of its own and what is in the body.
+_FACTS = (_c.c.id, _c.c.status, _c.c.provider, _c.c.model, _c.c.trace_id, _c.c.body)
+_GET = Statement(sa.select(*_FACTS, _c.c.request, _c.c.response).where(_c.c.workspace == _owner, _c.c.id == _key))
 _FORGET = Statement(
     sa.delete(_c).where(some_of(_c.c.id, sa.select(_c.c.id).where(_c.c.id < sa.bindparam("before")).limit(_count)))
 )
@@ -42,6 +45,11 @@ def _upsert(insert: Callable[[sa.Table], Any]) -> sa.ClauseElement:
 
 _SPEND = upsert(_upsert)
 _SPENT = Statement(sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens))
+_LATELY = Statement(
+    sa.select(_s.c.workspace, _s.c.virtual_key, _s.c.day, _s.c.cost, _s.c.tokens).where(
+        _s.c.workspace == _owner, _s.c.virtual_key == _key, _s.c.day >= sa.bindparam("first", type_=sa.Integer)
+    )
+)
 _RESET = Statement(sa.delete(_s).where(_s.c.workspace == _owner, _s.c.virtual_key == _key))
 
 _FILTERS = ("status", "provider", "model", "trace_id")
@@ -110,7 +118,7 @@ class Ledger:
     async def get(self, workspace: str, id: str) -> CallRecord | None:
         """The record ``id`` with its bodies, or ``None``."""
         row = await self._db.row(_GET, owner=workspace, key=id)
-        return None if row is None else CallRecord(_decode(row[0]), row[1], row[2])
+        return None if row is None else CallRecord(_facts(workspace, row[:6]), row[6], row[7])
 
     async def page(self, workspace: str, query: CallQuery) -> CallPage:
         """Records without their bodies. Raises a 400 `ApiError` when ``after`` is no record of ``workspace``."""
@@ -133,7 +141,7 @@ class Ledger:
         async def work(tx: Tx) -> CallPage:
             rows = await tx.rows(statement, owner=workspace, count=query.limit + 1, **bounds, **given)
             found = rows[: query.limit]
-            records = [_decode(body) for _, body in found]
+            records = [_facts(workspace, row) for row in found]
             if len(rows) > query.limit:
                 return CallPage(records, found[-1][0])
             if boundary is None:
@@ -153,6 +161,16 @@ class Ledger:
         """What every virtual key spent on every day."""
         return [Spent(*row) for row in await self._db.rows(_SPENT)]
 
+    async def spent_lately(self, keys: Iterable[tuple[str, str]], first: int) -> list[Spent]:
+        """What these virtual keys (workspace and slug) spent on each day from ``first`` on (days since the epoch)."""
+
+        async def work(tx: Tx) -> list[Spent]:
+            return [
+                Spent(*row) for key in keys for row in await tx.rows(_LATELY, owner=key[0], key=key[1], first=first)
+            ]
+
+        return await self._db.look(work)
+
     async def reset_spending(self, workspace: str, virtual_key: str) -> None:
         """Forget what ``virtual_key`` has spent."""
         await self._db.write(lambda tx: tx.run(_RESET, owner=workspace, key=virtual_key))
@@ -163,8 +181,17 @@ def today() -> int:
     return clock.timestamp() // _DAY
 
 
+def _facts(workspace: str, row: Row) -> CallFacts:
+    id, status, provider, model, trace_id, body = row
+    return msgspec.structs.replace(
+        _decode(body), id=id, workspace=workspace, status=status, provider=provider, model=model, trace_id=trace_id
+    )
+
+
 def _row(record: CallRecord) -> dict[str, Any]:
     facts = record.facts
+    # What has a column is not in the body as well: twice as many short records fit into a page.
+    rest = msgspec.structs.replace(facts, id="", workspace="", status=0, provider="", model="", trace_id="")
     return {
         "id": facts.id,
         "workspace": facts.workspace,
@@ -172,7 +199,7 @@ def _row(record: CallRecord) -> dict[str, Any]:
         "provider": facts.provider,
         "model": facts.model,
         "trace_id": facts.trace_id,
-        "body": _encode(facts),
+        "body": _encode(rest),
         "request": record.request,
         "response": record.response,
     }
@@ -203,7 +230,7 @@ def _page(bounds: tuple[str, ...], given: tuple[str, ...]) -> tuple[Statement, S
     made = _pages.get((bounds, given))
     if made is not None:
         return made
-    query = sa.select(_c.c.id, _c.c.body).where(_c.c.workspace == _owner)
+    query = sa.select(*_FACTS).where(_c.c.workspace == _owner)
     if "after" in bounds:
         query = query.where(_c.c.id < sa.bindparam("after"))
     if "since" in bounds:
@@ -216,9 +243,9 @@ def _page(bounds: tuple[str, ...], given: tuple[str, ...]) -> tuple[Statement, S
     searched = [name for name in given if name != "trace_id"]
     boundary = None
     if searched:
-        scan = query.add_columns(*(_c.c[name] for name in searched)).limit(_literal(_SCANNED)).subquery()
+        scan = query.limit(_literal(_SCANNED)).subquery()
         boundary = Statement(query.with_only_columns(_c.c.id).limit(_literal(1)).offset(_literal(_SCANNED - 1)))
-        query = sa.select(scan.c.id, scan.c.body).order_by(scan.c.id.desc())
+        query = sa.select(*(scan.c[column.name] for column in _FACTS)).order_by(scan.c.id.desc())
         query = query.where(*(scan.c[name] == sa.bindparam(name) for name in searched))
     made = _pages[bounds, given] = (Statement(query.limit(_count)), boundary)
     return made

@@ -22,7 +22,7 @@ import asyncpg.exceptions as pg
 from sqlalchemy.dialects.postgresql.asyncpg import dialect as dialect_of_asyncpg
 
 from loomgate import clock
-from loomgate.errors import StoreBusy, StoreError
+from loomgate.errors import StoreAway, StoreBusy, StoreError
 from loomgate.store.database import Compiled, Row, Statement, Work
 from loomgate.store.dsn import Arguments, arguments
 
@@ -267,6 +267,17 @@ class PostgresDatabase:
         await database._again(lambda connection: connection.execute(_FORGET))  # of connections long gone
         return database
 
+    @property
+    def place(self) -> str:
+        """The server and database, without a secret."""
+        return self._place
+
+    @property
+    def connections(self) -> tuple[int, int, int]:
+        """How many connections are at work, how many are open besides, and the most there may be."""
+        size, idle = int(self._pool.get_size()), int(self._pool.get_idle_size())
+        return size - idle, idle, int(self._pool.get_max_size())
+
     async def read(self, work: Work[T]) -> T:
         """See `Database.read`."""
 
@@ -300,8 +311,8 @@ class PostgresDatabase:
         return await self._apart(self._write(work))
 
     async def _apart(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` gives, in a task of its own: a caller that is cancelled would else break its connection off in the
-        middle. It goes to its end, which time-outs bound, and nobody hears of it."""
+        """What ``work`` gives, in a task of its own: a caller that is cancelled would else break its connection off in
+        the middle. It goes to its end, which time-outs bound, and nobody hears of it."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._over)
@@ -358,7 +369,7 @@ class PostgresDatabase:
                 if isinstance(error, ValueError):  # a fault of ours: what was given does not fit its parameter
                     raise
                 if self._closed or clock.monotonic() + pause >= end:
-                    raise StoreError(f"the database {self._place} cannot be used: {_words(error)}") from None
+                    raise StoreAway(f"the database {self._place} cannot be used: {_words(error)}") from None
                 log.info("trying again at the database: %s", _words(error))
             except pg.PostgresError as error:
                 raise StoreError(f"the database {self._place} refuses: {_words(error)}") from error

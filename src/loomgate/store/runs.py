@@ -122,7 +122,7 @@ class Runs:
         self._db = database
         self._outbox = outbox
         self._default_rule = default_rule
-        self._queue = Queue(database)
+        self.queue = Queue(database)
 
     # What clients do
 
@@ -320,14 +320,14 @@ class Runs:
         run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past their time,
         or left behind by a worker that is gone.
         """
-        offer = await self._queue.offer(count, workspace_runs)
+        offer = await self.queue.offer(count, workspace_runs)
         if offer is None:
             return []
 
         async def work(tx: Tx) -> list[Claimed]:
             claimed: list[Claimed] = []
             until = millis(clock.now() + lease_seconds)
-            for found in await self._queue.take(tx, offer, count, worker, until):
+            for found in await self.queue.take(tx, offer, count, worker, until):
                 row = RunRow(*found[:11])
                 spec = _decode_spec(found[11])
                 startable = row.holds is not None and row.status in lifecycle.RUN["start"].sources
@@ -342,7 +342,13 @@ class Runs:
 
     async def seconds_to_next(self) -> float:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
-        return (await self._queue.next_due()) / 1000 - clock.now()
+        return (await self.queue.next_due()) / 1000 - clock.now()
+
+    async def queued(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_QUEUED, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
 
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""

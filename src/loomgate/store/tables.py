@@ -199,7 +199,7 @@ messages = sa.Table(
 # Runs that may start: each holds its thread.
 QUEUED = f"status = '{lifecycle.INITIAL_RUN}' AND holds IS NOT NULL"
 # Runs that a worker was given, or that are to be ended by one.
-HELD = "status IN (" + ", ".join(f"'{status}'" for status in sorted(lifecycle.HELD)) + ")"
+HELD = "due IS NOT NULL AND status IN (" + ", ".join(f"'{status}'" for status in sorted(lifecycle.HELD)) + ")"
 # All others that some worker has to come back to.
 OWED = f"due IS NOT NULL AND (status <> '{lifecycle.INITIAL_RUN}' OR holds IS NULL)"
 

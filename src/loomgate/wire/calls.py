@@ -32,12 +32,12 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``error`` says what broke it. ``virtual_key`` is a slug, the reference and not the key.
     """
 
-    id: str
-    workspace: str
+    id: str = ""
+    workspace: str = ""
     created_at: float
     seconds: float
     endpoint: str
-    status: int
+    status: int = 0
     method: str = "POST"
     url: str = ""
     first_byte: float | None = None

@@ -93,7 +93,7 @@ def _example(_task: Task, at: int, raw: bytes) -> bytes:
 
 
 async def _file(task: Task) -> Told:
-    bucket, key = object_of(task.id, "s3")
+    bucket, key = object_of(task.id, "s3", task.target.bucket)
     found = await s3.head(task, bucket, key)
     name = found.name or key.rpartition("/")[2]
     purpose = found.purpose or ("batch_output" if key.endswith(".out") else "batch")
@@ -123,7 +123,7 @@ async def _files(task: Task) -> Told:
 
 
 async def _content(task: Task) -> Told:
-    bucket, key = object_of(task.id, "s3")
+    bucket, key = object_of(task.id, "s3", task.target.bucket)
     reply = await s3.get(task, bucket, key)
     pieces = await streamed(reply, s3.failure)
     if key.endswith(".jsonl.out"):
@@ -155,7 +155,7 @@ def _id_in(raw: bytes) -> str:
 
 
 async def _delete(task: Task) -> Told:
-    bucket, key = object_of(task.id, "s3")
+    bucket, key = object_of(task.id, "s3", task.target.bucket)
     await s3.delete(task, bucket, key)
     return Told(fields=deleted(object_id("s3", bucket, key)))
 
@@ -187,16 +187,16 @@ def _role(fields: Fields) -> str:
     return required(found, "role_arn", ", the role that may read and write the bucket")
 
 
-def _destination(fields: Fields, source: str) -> str:
+def _destination(task: Task, source: str) -> str:
     """Where results go: what the client says, or beside the input."""
+    fields = task.fields
     found = fields.get("output_data_config") or fields.get("outputDataConfig")
     if found is None:
         return source.rpartition("/")[0] + "/"
     if not isinstance(found, str):
         raise refused("output_data_config", "an address that begins with s3://")
     text = found if found.startswith("s3://") else unquote(found)
-    if not text.startswith("s3://"):
-        raise refused("output_data_config", "an address that begins with s3://", f"'{text[:100]}'")
+    object_of(text.rstrip("/") + "/-", "s3", task.target.bucket, "output_data_config")
     return text
 
 
@@ -225,9 +225,9 @@ async def _create(task: Task) -> Told:
     required({"model": model or None}, "model")
     if fields.get("endpoint", CHAT) != CHAT:
         raise refused("endpoint", f"'{CHAT}'", f"'{str(fields['endpoint'])[:100]}'")
-    bucket, key = object_of(required(fields, "input_file_id"), "s3", "input_file_id")
+    bucket, key = object_of(required(fields, "input_file_id"), "s3", task.target.bucket, "input_file_id")
     source = f"s3://{bucket}/{key}"
-    destination: Fields = {"s3Uri": _destination(fields, source)}
+    destination: Fields = {"s3Uri": _destination(task, source)}
     if encryption := task.option("amz_server_side_encryption_aws_kms_key_id"):
         destination["s3EncryptionKeyId"] = encryption
     lasts = hours(fields, 24, 168)
@@ -318,7 +318,7 @@ async def _tune(task: Task) -> Told:
     fields = task.fields
     known(fields, _TUNING_FIELDS, "bedrock")
     model = required(fields, "model")
-    source = _address(fields, "training_file")
+    source = _address(task, "training_file")
     body: Fields = {
         "customizationType": "FINE_TUNING",
         "jobName": _name(fields, "tuning"),
@@ -326,11 +326,11 @@ async def _tune(task: Task) -> Told:
         "roleArn": _role(fields),
         "baseModelIdentifier": model,
         "trainingDataConfig": {"s3Uri": source},
-        "outputDataConfig": {"s3Uri": _destination(fields, source)},
+        "outputDataConfig": {"s3Uri": _destination(task, source)},
         "clientRequestToken": secrets.token_hex(16),
     }
     if fields.get("validation_file"):
-        body["validationDataConfig"] = {"validators": [{"s3Uri": _address(fields, "validation_file")}]}
+        body["validationDataConfig"] = {"validators": [{"s3Uri": _address(task, "validation_file")}]}
     if hyper := hyperparameters(fields):
         body["hyperParameters"] = {_HYPER[name]: str(value) for name, value in hyper.items()}
     if tags := _metadata(fields):
@@ -342,8 +342,8 @@ async def _tune(task: Task) -> Told:
     return Told(fields={**_tuning_of(job, now()), "metadata": fields.get("metadata")})
 
 
-def _address(fields: Fields, name: str) -> str:
-    bucket, key = object_of(required(fields, name), "s3", name)
+def _address(task: Task, name: str) -> str:
+    bucket, key = object_of(required(task.fields, name), "s3", task.target.bucket, name)
     return f"s3://{bucket}/{key}"
 
 

@@ -126,7 +126,7 @@ _VERBS: dict[tuple[EndpointName, str, bool, str], str] = {
     ("fine_tuning", "POST", True, "resume"): "resumeFinetune",
 }
 _ROOTS: dict[str, str] = {"files": "/files", "batches": "/batches", "fine_tuning": "/fine_tuning/jobs"}
-_AFTER = frozenset(after for _, _, _, after in _VERBS if after)
+_AFTER = frozenset((endpoint, after) for endpoint, _, _, after in _VERBS if after)
 
 
 def verb_of(endpoint: EndpointName, method: str, path: str) -> tuple[str, str]:
@@ -139,7 +139,7 @@ def verb_of(endpoint: EndpointName, method: str, path: str) -> tuple[str, str]:
         raise ApiError(404, f"Unknown request URL: {method} /v1{path[:200]}.", code="unknown_url")
     rest = path[len(root) :].strip("/")
     before, slash, after = rest.rpartition("/")
-    id, after = (before, after) if slash and after in _AFTER else (rest, "")
+    id, after = (before, after) if slash and (endpoint, after) in _AFTER else (rest, "")
     name = _VERBS.get((endpoint, method, bool(id), after))
     if name is None:
         allowed = sorted({each[1] for each in _VERBS if each[0] == endpoint and each[2:] == (bool(id), after)})

@@ -211,16 +211,18 @@ def object_id(scheme: str, bucket: str, key: str) -> str:
     return quote(f"{scheme}://{bucket}/{key}", safe="")
 
 
-def object_of(id: str, scheme: str, param: str = "file_id") -> tuple[str, str]:
+def object_of(id: str, scheme: str, only: str | None, param: str = "file_id") -> tuple[str, str]:
     """The bucket and the key of an object by its id, whose escapes may be undone or not.
 
-    Raises a 400 `ApiError` for an id that is no object's.
+    Raises a 400 `ApiError` for an id that is no object's, or one in another bucket than ``only``.
     """
     start = scheme + "://"
     text = id if id.startswith(start) else unquote(id)
     bucket, _, key = text.removeprefix(start).partition("/")
     if not text.startswith(start) or not key:
         raise refused(param, f"the id of a file, that is {start}bucket/key with its escapes", f"'{id[:200]}'")
+    if only is not None and bucket != only:
+        raise refused(param, f"an object in '{only}', the bucket of this key", f"one in '{bucket[:100]}'")
     return checked(bucket, key, param)
 
 
@@ -267,17 +269,20 @@ def hours(fields: Fields, least: int, most: int) -> int:
     return int(match[1])
 
 
-def hyperparameters(fields: Fields) -> Fields:
-    """Those of a fine-tuning job, wherever OpenAI has them. Raises a 400 `ApiError` for another method than
-    supervised."""
+_HYPERPARAMETERS = ("n_epochs", "learning_rate_multiplier", "batch_size")
+
+
+def hyperparameters(fields: Fields, names: tuple[str, ...] = _HYPERPARAMETERS) -> Fields:
+    """Those of a fine-tuning job, wherever OpenAI has them; the vendor knows ``names``. Raises a 400 `ApiError` for
+    another one, and for another method than supervised."""
     method = inner(fields, "method")
     if method.get("type", "supervised") != "supervised":
         raise refused("method", "the type 'supervised'")
     found = inner(fields, "hyperparameters") or inner(inner(method, "supervised"), "hyperparameters")
     given = {name: value for name, value in found.items() if value not in (None, "auto")}
     for name in given:
-        if name not in ("n_epochs", "learning_rate_multiplier", "batch_size"):
-            raise refused("hyperparameters", "n_epochs, learning_rate_multiplier and batch_size", f"'{name[:100]}'")
+        if name not in names:
+            raise refused("hyperparameters", " and ".join(names), f"'{name[:100]}'")
     return given
 
 

@@ -126,7 +126,7 @@ def _example(_task: Task, at: int, raw: bytes) -> bytes:
 
 
 async def _file(task: Task) -> Told:
-    bucket, key = object_of(task.id, "gs")
+    bucket, key = object_of(task.id, "gs", task.target.bucket)
     return Told(fields=_file_of(await gcs.head(task, bucket, key), bucket, key))
 
 
@@ -141,7 +141,7 @@ async def _files(task: Task) -> Told:
 
 
 async def _content(task: Task) -> Told:
-    bucket, key = object_of(task.id, "gs")
+    bucket, key = object_of(task.id, "gs", task.target.bucket)
     reply = await gcs.get(task, bucket, key)
     pieces = await streamed(reply, failure)
     if _PREDICTIONS.search(key):
@@ -192,7 +192,7 @@ def _result(task: Task, _at: int, raw: bytes) -> bytes:
 
 
 async def _delete(task: Task) -> Told:
-    bucket, key = object_of(task.id, "gs")
+    bucket, key = object_of(task.id, "gs", task.target.bucket)
     await gcs.delete(task, bucket, key)
     return Told(fields=deleted(object_id("gs", bucket, key)))
 
@@ -227,8 +227,8 @@ async def _pages(task: Task, name: str, convert: Callable[[Fields], Fields]) -> 
     return await paged(task, fetch)
 
 
-def _address(fields: Fields, name: str) -> str:
-    bucket, key = object_of(required(fields, name), "gs", name)
+def _address(task: Task, name: str) -> str:
+    bucket, key = object_of(required(task.fields, name), "gs", task.target.bucket, name)
     return f"gs://{bucket}/{key}"
 
 
@@ -257,11 +257,10 @@ async def _create(task: Task) -> Told:
         raise refused("endpoint", f"'{CHAT}' or '{EMBED}'", f"'{str(fields['endpoint'])[:100]}'")
     if fields.get("completion_window", "24h") != "24h":
         raise refused("completion_window", "'24h'")
-    source = _address(fields, "input_file_id")
+    source = _address(task, "input_file_id")
     to = fields.get("output_data_config") or source.rpartition("/")[0] + "/"
     to = to if str(to).startswith("gs://") else unquote(str(to))
-    if not to.startswith("gs://"):
-        raise refused("output_data_config", "an address that begins with gs://", f"'{to[:100]}'")
+    object_of(to.rstrip("/") + "/-", "gs", task.target.bucket, "output_data_config")
     body: Fields = {
         "displayName": str(fields.get("job_name") or f"batch-{secrets.token_hex(8)}"),
         "model": _resource(model),
@@ -330,12 +329,10 @@ _HYPER = {"n_epochs": "epochCount", "learning_rate_multiplier": "learningRateMul
 async def _tune(task: Task) -> Told:
     fields = task.fields
     known(fields, _TUNING_FIELDS, "vertex-ai")
-    spec: Fields = {"trainingDatasetUri": _address(fields, "training_file")}
+    spec: Fields = {"trainingDatasetUri": _address(task, "training_file")}
     if fields.get("validation_file"):
-        spec["validationDatasetUri"] = _address(fields, "validation_file")
-    if hyper := hyperparameters(fields):
-        if "batch_size" in hyper:
-            raise refused("hyperparameters", "n_epochs and learning_rate_multiplier for the provider 'vertex-ai'")
+        spec["validationDatasetUri"] = _address(task, "validation_file")
+    if hyper := hyperparameters(fields, tuple(_HYPER)):
         spec["hyperParameters"] = {_HYPER[name]: value for name, value in hyper.items()}
     body: Fields = {"baseModel": split(required(fields, "model"))[1], "supervisedTuningSpec": spec}
     if fields.get("suffix"):

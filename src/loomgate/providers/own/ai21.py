@@ -3,13 +3,11 @@
 What must live here: that format. What must not: Jamba, or AI21's models on Bedrock.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import WholeDecoder, encode, given, prompt_of, refusal, text, turns, within
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import Json, OwnDialect, WholeDecoder, given, prompt_of, text, turns, within
 from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason
 
@@ -33,40 +31,6 @@ def _tuned(call: Chat) -> dict[str, Any]:
     ) | own_words(call, "AI21")
 
 
-def _sent(path: str, call: Chat, body: dict[str, Any], target: Target) -> HttpCall:
-    headers = {"Content-Type": "application/json", **target.own_headers()}
-    return HttpCall(target.addressed(path, "chat", call.model), headers, encode(body))
-
-
-class AI21:
-    """The `Dialect` of its chat: whole answers only."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The request for ``call``. Raises `ProviderError` ``invalid`` for anything but text."""
-        call = undropped(call, target)
-        system, said = turns(call, "AI21")
-        messages = [{"role": role, "text": words} for role, words in said]
-        body = {"messages": messages, **given(system=system or None), **_tuned(call)}
-        return _sent("/{model}/chat", call, body, target)
-
-    def decoder(self) -> WholeDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
-
-
-class AI21Complete(AI21):
-    """The `Dialect` of its completions."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The request for ``call``, whose messages are the text to continue."""
-        call = undropped(call, target)
-        return _sent("/{model}/complete", call, {"prompt": prompt_of(call, "AI21"), **_tuned(call)}, target)
-
-
 class _Answer(WholeDecoder):
     reasons = _REASONS
 
@@ -81,3 +45,25 @@ class _Answer(WholeDecoder):
         self.reason = str(within(first, "finishReason").get("reason") or "stop")
         yield from text(words)
         yield self.finish()
+
+
+class AI21(OwnDialect):
+    """The `Dialect` of its chat: whole answers only."""
+
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``. Raises `ProviderError` ``invalid`` for anything but text."""
+        system, said = turns(call, "AI21")
+        messages = [{"role": role, "text": words} for role, words in said]
+        body = {"messages": messages, **given(system=system or None), **_tuned(call)}
+        return target.addressed("/{model}/chat", "chat", call.model), body
+
+
+class AI21Complete(AI21):
+    """The `Dialect` of its completions."""
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``, whose messages are the text to continue."""
+        body = {"prompt": prompt_of(call, "AI21"), **_tuned(call)}
+        return target.addressed("/{model}/complete", "chat", call.model), body

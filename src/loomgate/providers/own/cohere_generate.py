@@ -3,49 +3,14 @@
 What must live here: this wire format. What must not: Cohere's chat, which is another (``cohere``).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import LineDecoder, encode, given, prompt_of, refusal, text, within
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import Json, LineDecoder, OwnDialect, given, prompt_of, text, within
 from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason, Usage
-
-
-class CohereGenerate:
-    """The `Dialect` of ``/v1/generate``."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, whose messages are the text to continue."""
-        call = undropped(call, target)
-        body = {
-            "model": call.model,
-            "prompt": prompt_of(call, "Cohere"),
-            "stream": call.stream,
-            **given(
-                max_tokens=call.max_completion_tokens,
-                temperature=call.temperature,
-                p=None if call.top_p is None else min(max(call.top_p, 0.01), 0.99),
-                k=call.top_k,
-                frequency_penalty=call.frequency_penalty,
-                presence_penalty=call.presence_penalty,
-                seed=call.seed,
-                end_sequences=call.stop,
-            ),
-            **own_words(call, "Cohere"),
-        }
-        headers = {"Content-Type": "application/json", **target.own_headers()}
-        return HttpCall(target.endpoint_url("complete"), headers, encode(body))
-
-    def decoder(self) -> LineDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
 
 
 class _Answer(LineDecoder):
@@ -78,3 +43,29 @@ class _Answer(LineDecoder):
         units = within(answer, "meta").get("billed_units")
         if units:
             self.usage = Usage(int(units.get("input_tokens", 0)), int(units.get("output_tokens", 0)))
+
+
+class CohereGenerate(OwnDialect):
+    """The `Dialect` of ``/v1/generate``."""
+
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body of the streamed request for ``call``, whose messages are the text to continue."""
+        body = {
+            "model": call.model,
+            "prompt": prompt_of(call, "Cohere"),
+            "stream": call.stream,
+            **given(
+                max_tokens=call.max_completion_tokens,
+                temperature=call.temperature,
+                p=None if call.top_p is None else min(max(call.top_p, 0.01), 0.99),
+                k=call.top_k,
+                frequency_penalty=call.frequency_penalty,
+                presence_penalty=call.presence_penalty,
+                seed=call.seed,
+                end_sequences=call.stop,
+            ),
+            **own_words(call, "Cohere"),
+        }
+        return target.endpoint_url("complete"), body

@@ -3,13 +3,12 @@
 What must live here: this wire format. What must not: OCI's signature (``oci``), and its format for Cohere's models.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import Json, WholeDecoder, encode, given, refusal, several, within
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import Json, OwnDialect, WholeDecoder, given, several, within
 from loomgate.providers.own.plain import text as piece
 from loomgate.providers.parts import own_words
 from loomgate.wire.chat import (
@@ -87,59 +86,6 @@ def _format(call: Chat) -> Json | None:
     return None
 
 
-class Oracle:
-    """The `Dialect` of ``/actions/chat`` with ``apiFormat`` GENERIC."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, unsigned. Raises `ProviderError` ``invalid`` without a compartment."""
-        call = undropped(call, target)
-        more = own_words(call, "Oracle")
-        compartment = target.options.get("oracle_compartment_id")
-        if not compartment:
-            raise ProviderError("invalid", "The provider 'oracle' needs oracle_compartment_id, which is not given.")
-        if call.model.startswith("cohere."):
-            raise ProviderError("model_not_found", "Cohere's models on Oracle have a format that is not supported.")
-        serving = str(target.options.get("oracle_serving_mode") or "ON_DEMAND").upper()
-        asked: Json = {
-            "apiFormat": "GENERIC",
-            "messages": [_message(message) for message in call.messages],
-            "isStream": call.stream,
-            **({"streamOptions": {"isIncludeUsage": True}} if call.stream else {}),
-            **given(
-                maxTokens=call.max_completion_tokens,
-                temperature=call.temperature,
-                topP=call.top_p,
-                topK=call.top_k,
-                seed=call.seed,
-                frequencyPenalty=call.frequency_penalty,
-                presencePenalty=call.presence_penalty,
-                logitBias=call.logit_bias,
-                stop=call.stop,
-                tools=[_tool(tool) for tool in call.tools],
-                toolChoice=_choice(call),
-                responseFormat=_format(call),
-                isParallelToolCalls=call.parallel_tool_calls if call.tools else None,
-                reasoningEffort=call.reasoning_effort.upper() if call.reasoning_effort else None,
-            ),
-            **more,
-        }
-        body = {
-            "compartmentId": compartment,
-            "servingMode": {"servingType": serving, "endpointId" if serving == "DEDICATED" else "modelId": call.model},
-            "chatRequest": asked,
-        }
-        headers = {"Content-Type": "application/json", **target.own_headers()}
-        return HttpCall(target.endpoint_url("chat", call.model), headers, encode(body))
-
-    def decoder(self) -> WholeDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
-
-
 _REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "completed": "stop",
@@ -193,3 +139,48 @@ class _Answer(WholeDecoder):
         id = call.get("id") or new_id("call")
         self._last = self._calls[id] = len(self._calls)
         return ToolCallDelta(self._last, id, call["name"], said)
+
+
+class Oracle(OwnDialect):
+    """The `Dialect` of ``/actions/chat`` with ``apiFormat`` GENERIC."""
+
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``. Raises `ProviderError` ``invalid`` without a compartment."""
+        more = own_words(call, "Oracle")
+        compartment = target.options.get("oracle_compartment_id")
+        if not compartment:
+            raise ProviderError("invalid", "The provider 'oracle' needs oracle_compartment_id, which is not given.")
+        if call.model.startswith("cohere."):
+            raise ProviderError("model_not_found", "Cohere's models on Oracle have a format that is not supported.")
+        serving = str(target.options.get("oracle_serving_mode") or "ON_DEMAND").upper()
+        asked: Json = {
+            "apiFormat": "GENERIC",
+            "messages": [_message(message) for message in call.messages],
+            "isStream": call.stream,
+            **({"streamOptions": {"isIncludeUsage": True}} if call.stream else {}),
+            **given(
+                maxTokens=call.max_completion_tokens,
+                temperature=call.temperature,
+                topP=call.top_p,
+                topK=call.top_k,
+                seed=call.seed,
+                frequencyPenalty=call.frequency_penalty,
+                presencePenalty=call.presence_penalty,
+                logitBias=call.logit_bias,
+                stop=call.stop,
+                tools=[_tool(tool) for tool in call.tools],
+                toolChoice=_choice(call),
+                responseFormat=_format(call),
+                isParallelToolCalls=call.parallel_tool_calls if call.tools else None,
+                reasoningEffort=call.reasoning_effort.upper() if call.reasoning_effort else None,
+            ),
+            **more,
+        }
+        body = {
+            "compartmentId": compartment,
+            "servingMode": {"servingType": serving, "endpointId" if serving == "DEDICATED" else "modelId": call.model},
+            "chatRequest": asked,
+        }
+        return target.endpoint_url("chat", call.model), body

@@ -1,17 +1,18 @@
 """What chats of vendors without tools have in common: texts alone go in, text alone comes out.
 
-What must live here: the refusal of anything else, and decoders for answers that come whole or line by line. What must
-not: a vendor's format.
+What must live here: the refusal of anything else, the frame of such a dialect, and decoders for answers that come whole
+or line by line. What must not: a vendor's format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import msgspec
 
 from loomgate.errors import ProviderError
+from loomgate.providers.dialect import HttpCall, Target, undropped
 from loomgate.providers.events import EventDecoder
-from loomgate.providers.failure import masked, status_kind
+from loomgate.providers.failure import error_answer, masked, status_kind
 from loomgate.providers.parts import one_text
 from loomgate.wire.chat import (
     Chat,
@@ -96,6 +97,29 @@ def refusal(found: Json, status: int, wait: float | None) -> ProviderError:
         said = inner.get("message") or inner.get("msg") or encode(inner).decode()
     text = said if isinstance(said, str) else encode(said).decode()
     return ProviderError(status_kind(status), masked(text)[:2000], status=status, retry_after=wait)
+
+
+class OwnDialect:
+    """A `Dialect` of one vendor's own: JSON goes out, `WholeDecoder`s read what comes back. A vendor gives `asked`."""
+
+    answer: type["WholeDecoder"]
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and the body for ``call``. Raises `ProviderError` ``invalid`` for what it cannot say."""
+        raise NotImplementedError
+
+    def request(self, call: Chat, target: Target) -> HttpCall:
+        """The request for ``call``, unsigned. Raises what `asked` raises."""
+        url, body = self.asked(undropped(call, target), target)
+        return HttpCall(url, {"Content-Type": "application/json", **target.own_headers()}, encode(body))
+
+    def decoder(self) -> "WholeDecoder":
+        """A fresh decoder for one answer."""
+        return self.answer()
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
+        """What an error answer means."""
+        return error_answer(status, headers, body, refusal)
 
 
 class WholeDecoder(EventDecoder):

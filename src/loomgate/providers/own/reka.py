@@ -3,23 +3,34 @@
 What must live here: this wire format. What must not: anything else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import WholeDecoder, encode, given, refusal, text, turns, within
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import Json, OwnDialect, WholeDecoder, given, text, turns, within
 from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk, FinishReason, Usage
 
 
-class Reka:
+class _Answer(WholeDecoder):
+    reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # noqa: RUF012 - never changed
+
+    def told(self, found: Any) -> Iterator[Chunk]:
+        told = within(found, "metadata")
+        if "input_tokens" in told:
+            self.usage = Usage(int(told["input_tokens"]), int(told.get("generated_tokens", 0)))
+        self.reason = str(found.get("finish_reason") or "stop")
+        yield from text(found["text"])
+        yield self.finish()
+
+
+class Reka(OwnDialect):
     """The `Dialect` of ``/chat``."""
 
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The request for ``call``. Raises `ProviderError` ``invalid`` for anything but text."""
-        call = undropped(call, target)
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``. Raises `ProviderError` ``invalid`` for anything but text."""
         system, said = turns(call, "Reka")
         history: list[dict[str, str]] = []
         for role, words in [("user", system), *said] if system else said:  # there is no system role
@@ -40,25 +51,4 @@ class Reka:
             ),
             **own_words(call, "Reka"),
         }
-        headers = {"Content-Type": "application/json", **target.own_headers()}
-        return HttpCall(target.endpoint_url("chat"), headers, encode(body))
-
-    def decoder(self) -> WholeDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
-
-
-class _Answer(WholeDecoder):
-    reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length"}  # noqa: RUF012 - never changed
-
-    def told(self, found: Any) -> Iterator[Chunk]:
-        told = within(found, "metadata")
-        if "input_tokens" in told:
-            self.usage = Usage(int(told["input_tokens"]), int(told.get("generated_tokens", 0)))
-        self.reason = str(found.get("finish_reason") or "stop")
-        yield from text(found["text"])
-        yield self.finish()
+        return target.endpoint_url("chat"), body

@@ -3,41 +3,15 @@
 What must live here: this wire format. What must not: anything else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import WholeDecoder, encode, given, prompt_of, refusal, text
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import Json, OwnDialect, WholeDecoder, given, prompt_of, text
 from loomgate.providers.parts import own_words
 from loomgate.wire.chat import Chat, Chunk
 
 _TOKENS = 100  # the field is required
-
-
-class Triton:
-    """The `Dialect` of ``/generate``; the address is that of the model."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The request for ``call``, whose messages are the text to continue."""
-        call = undropped(call, target)
-        body = {
-            "text_input": prompt_of(call, "Triton"),
-            "max_tokens": call.max_completion_tokens or _TOKENS,
-            **given(temperature=call.temperature, top_p=call.top_p, top_k=call.top_k, stop_words=call.stop),
-            **own_words(call, "Triton"),
-        }
-        headers = {"Content-Type": "application/json", **target.own_headers()}
-        return HttpCall(target.endpoint_url("complete"), headers, encode(body))
-
-    def decoder(self) -> WholeDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
 
 
 class _Answer(WholeDecoder):
@@ -46,3 +20,19 @@ class _Answer(WholeDecoder):
         self.reason = "stop"
         yield from text(found["text_output"])
         yield self.finish()
+
+
+class Triton(OwnDialect):
+    """The `Dialect` of ``/generate``; the address is that of the model."""
+
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``, whose messages are the text to continue."""
+        body = {
+            "text_input": prompt_of(call, "Triton"),
+            "max_tokens": call.max_completion_tokens or _TOKENS,
+            **given(temperature=call.temperature, top_p=call.top_p, top_k=call.top_k, stop_words=call.stop),
+            **own_words(call, "Triton"),
+        }
+        return target.endpoint_url("complete"), body

@@ -3,13 +3,22 @@
 What must live here: this wire format. What must not: anything else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from loomgate.errors import ProviderError
-from loomgate.providers.dialect import HttpCall, Target, undropped
-from loomgate.providers.failure import error_answer
-from loomgate.providers.own.plain import Json, WholeDecoder, encode, given, prompt_of, refusal, several, within
+from loomgate.providers.dialect import Target
+from loomgate.providers.own.plain import (
+    Json,
+    OwnDialect,
+    WholeDecoder,
+    encode,
+    given,
+    prompt_of,
+    refusal,
+    several,
+    within,
+)
 from loomgate.providers.own.plain import text as piece
 from loomgate.providers.parts import own_words, spoken
 from loomgate.wire.chat import Chat, ChatMessage, Chunk, Finish, NamedFunction, ToolCallDelta, Usage
@@ -64,51 +73,6 @@ def _tuned(call: Chat) -> Json:
     return {**tuned, **own_words(call, "Workers AI")}
 
 
-def _sent(call: Chat, body: Json, target: Target) -> HttpCall:
-    headers = {"Content-Type": "application/json", **target.own_headers()}
-    return HttpCall(target.endpoint_url("chat", call.model), headers, encode({**body, "stream": call.stream}))
-
-
-class WorkersAI:
-    """The `Dialect` of its chat models."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``. Raises `ProviderError` ``invalid`` for what it has no word for."""
-        call = undropped(call, target)
-        if call.stop:
-            raise ProviderError("invalid", "stop: expected nothing, since Workers AI has no such field.")
-        body: Json = {"messages": [_message(message) for message in call.messages], **_tuned(call)}
-        if tools := [*_tools(call), *call.vendor_tools]:
-            body["tools"] = tools
-        if call.response_format is not None and call.response_format.get("type") != "text":
-            body["response_format"] = _format(call.response_format)
-        return _sent(call, body, target)
-
-    def decoder(self) -> WholeDecoder:
-        """A fresh decoder for one answer."""
-        return _Answer()
-
-    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> ProviderError:
-        """What an error answer means."""
-        return error_answer(status, headers, body, refusal)
-
-
-def _format(asked: Json) -> Json:
-    """JSON mode; a schema stands there without the wrapping of OpenAI's."""
-    if asked["type"] == "json_schema":
-        return {"type": "json_schema", "json_schema": asked["json_schema"].get("schema") or {}}
-    return asked
-
-
-class WorkersAIPrompt(WorkersAI):
-    """The `Dialect` of its completions."""
-
-    def request(self, call: Chat, target: Target) -> HttpCall:
-        """The streamed request for ``call``, whose messages are the text to continue."""
-        call = undropped(call, target)
-        return _sent(call, {"prompt": prompt_of(call, "Workers AI"), **_tuned(call)}, target)
-
-
 class _Answer(WholeDecoder):
     def __init__(self) -> None:
         super().__init__()
@@ -148,3 +112,36 @@ class _Answer(WholeDecoder):
         said = arguments if isinstance(arguments, str) else encode(arguments or {}).decode()
         index, self._calls = self._calls, self._calls + 1
         return ToolCallDelta(index, call.get("id") or new_id("call"), str(inner["name"]), said)
+
+
+class WorkersAI(OwnDialect):
+    """The `Dialect` of its chat models."""
+
+    answer = _Answer
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body for ``call``. Raises `ProviderError` ``invalid`` for what it has no word for."""
+        if call.stop:
+            raise ProviderError("invalid", "stop: expected nothing, since Workers AI has no such field.")
+        body: Json = {"messages": [_message(message) for message in call.messages], **_tuned(call)}
+        if tools := [*_tools(call), *call.vendor_tools]:
+            body["tools"] = tools
+        if call.response_format is not None and call.response_format.get("type") != "text":
+            body["response_format"] = _format(call.response_format)
+        return target.endpoint_url("chat", call.model), {**body, "stream": call.stream}
+
+
+def _format(asked: Json) -> Json:
+    """JSON mode; a schema stands there without the wrapping of OpenAI's."""
+    if asked["type"] == "json_schema":
+        return {"type": "json_schema", "json_schema": asked["json_schema"].get("schema") or {}}
+    return asked
+
+
+class WorkersAIPrompt(WorkersAI):
+    """The `Dialect` of its completions."""
+
+    def asked(self, call: Chat, target: Target) -> tuple[str, Json]:
+        """The address and body of the streamed request for ``call``, whose messages are the text to continue."""
+        body = {"prompt": prompt_of(call, "Workers AI"), **_tuned(call), "stream": call.stream}
+        return target.endpoint_url("chat", call.model), body

@@ -9,7 +9,7 @@ _QUEUED = "status = 'queued' AND holds IS NOT NULL"
 _INDEXES = {
     "ix_runs_queued": (["workspace", "due"], _QUEUED),
     "ix_runs_queued_expires_at": (["expires_at"], _QUEUED),
-    "ix_runs_held": (["workspace", "status", "due"], "status IN ('cancelling', 'in_progress')"),
+    "ix_runs_held": (["workspace", "status", "due"], "due IS NOT NULL AND status IN ('cancelling', 'in_progress')"),
     "ix_runs_owed": (["due"], "due IS NOT NULL AND (status <> 'queued' OR holds IS NULL)"),
 }
 

@@ -1,18 +1,14 @@
-"""What happens now, inside this process: stream events to their viewers, wake-ups to workers.
-
-What must live here: delivery. What must not: anything that has to outlive the process; whoever misses an event
-finds the same facts in the store. Events of a run are kept for a while under growing ids, so that a viewer
-subscribes from an id and misses nothing; when the id is gone, `subscribe` says so.
-"""
+"""The bus within one process: the embedded default. Events are kept in memory, for a while and up to a size."""
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
 
 from loomgate import clock
+from loomgate.bus import Bus, Look, Subscription
 from loomgate.wire.events import DONE
 
 _OVERHEAD = 120  # bytes that a kept event costs besides its own
+_LOOKS = 3  # how often the store is read for a state that moves meanwhile
 
 
 class _Channel:
@@ -33,10 +29,10 @@ class _Channel:
         return self.base + len(self.events) - 1
 
 
-class Subscription:
-    """A viewer's way through a run's events: (event id, event bytes), the last one being `DONE`."""
+class LocalSubscription(Subscription):
+    """A viewer of a channel of this process."""
 
-    def __init__(self, bus: "Bus", run_id: str, channel: _Channel, after: int, *, first_done: bool) -> None:
+    def __init__(self, bus: "LocalBus", run_id: str, channel: _Channel, after: int, *, first_done: bool) -> None:
         self._bus = bus
         self._run_id = run_id
         self._channel = channel
@@ -47,6 +43,11 @@ class Subscription:
         self._woken = asyncio.Event()
         channel.viewers += 1
         channel.waiting.add(self._woken)
+
+    def catch_up(self) -> int:
+        """Pass over what is there; the number of the last event of it."""
+        self._at = self._channel.last
+        return self._at
 
     def begin(self, prelude: list[bytes], *, over: bool) -> None:
         """Give ``prelude`` first, its end under the id of the last event before; ``over``: and nothing after it."""
@@ -74,7 +75,7 @@ class Subscription:
         return None
 
     async def next(self, timeout: float) -> tuple[str, bytes] | None:
-        """The next event; ``None`` when there is none within ``timeout`` seconds. After `DONE`: StopAsyncIteration."""
+        """The next event, within ``timeout`` seconds."""
         if self._over:
             raise StopAsyncIteration
         found = self.ready()
@@ -89,17 +90,8 @@ class Subscription:
             return None
         return self.ready()
 
-    def __aiter__(self) -> "Subscription":
-        return self
-
-    async def __anext__(self) -> tuple[str, bytes]:
-        while True:
-            found = await self.next(3600)
-            if found is not None:
-                return found
-
     def close(self) -> None:
-        """Stop looking on; harmless when called again."""
+        """Stop looking on."""
         if not self._over:
             self._over = True
             self._channel.viewers -= 1
@@ -107,10 +99,11 @@ class Subscription:
             self._bus.left(self._run_id, self._channel)
 
 
-class Bus:
-    """Channels by run id, and the worker's alarm. Belongs to one event loop."""
+class LocalBus(Bus):
+    """Channels by run id, kept for ``retention_seconds`` after they settled, up to ``retention_bytes`` in all."""
 
     def __init__(self, *, retention_seconds: float, retention_bytes: int) -> None:
+        super().__init__()
         self._channels: OrderedDict[str, _Channel] = OrderedDict()
         self._retention_seconds = retention_seconds
         self._retention_bytes = retention_bytes
@@ -118,8 +111,6 @@ class Bus:
         self._highest = 0  # the highest number of an event that is kept no more
         # Ids start anew with each process; this part tells a viewer from before that its id is gone.
         self._epoch = f"{int(clock.now() * 1000):x}"
-        self.alarm = asyncio.Event()
-        self.listeners: list[Callable[[str], None]] = []
 
     def id_of(self, number: int) -> str:
         """The event id of event ``number`` of a channel, such as ``19a9c1f3b2d-17``."""
@@ -130,21 +121,18 @@ class Bus:
         """An event id that stands for no event of a channel."""
         return f"{self._epoch}-state"
 
-    def poke(self) -> None:
-        """Tell the worker of this process that a run may be due."""
-        self.alarm.set()
-
-    def signal(self, run_id: str) -> None:
-        """Tell the workers that a run one of them may be driving was changed by somebody else."""
-        for listener in self.listeners:
-            listener(run_id)
-        self.alarm.set()
-
-    def publish(self, run_id: str, events: list[bytes], *, first: bool = False, settled: bool = False) -> None:
-        """Give ``events`` to the run's viewers, present and future.
-
-        ``first``: the run begins with them. ``settled``: their streams end with `DONE` after them.
-        """
+    def publish(
+        self,
+        run_id: str,
+        events: list[bytes],
+        *,
+        first: bool = False,
+        settled: bool = False,
+        fence: int = 0,
+        viewer: Subscription | None = None,
+    ) -> None:
+        """Keep ``events`` and wake the viewers; see `Bus.publish`. ``fence`` and ``viewer`` are for more than one
+        process."""
         if not events and not settled:
             return
         channel = self._channels.get(run_id) or self._open(run_id, whole=first)
@@ -161,16 +149,13 @@ class Bus:
             woken.set()
         self._trim()
 
-    def subscribe(self, run_id: str, *, fresh: bool = False) -> Subscription:
-        """Look on from now: the stream of a request that is about to change the run. It ends at the next `DONE`.
-
-        ``fresh`` for a run that was not created yet.
-        """
+    async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> LocalSubscription:
+        """Look on from now; see `Bus.subscribe`."""
         channel = self._channels.get(run_id) or self._open(run_id, whole=fresh)
-        return Subscription(self, run_id, channel, channel.last, first_done=True)
+        return LocalSubscription(self, run_id, channel, channel.last, first_done=True)
 
-    def resume(self, run_id: str, last_event_id: str | None) -> Subscription | None:
-        """Look on from the event after ``last_event_id``, or from the first one; ``None`` when that is not kept."""
+    async def resume(self, run_id: str, last_event_id: str | None, look: Look) -> LocalSubscription | None:
+        """Look on from an event on; see `Bus.resume`."""
         channel = self._channels.get(run_id)
         if channel is None:
             return None
@@ -182,15 +167,33 @@ class Bus:
             after = int(number)
         if not channel.base - 1 <= after <= channel.last:
             return None
-        return Subscription(self, run_id, channel, after, first_done=False)
+        return LocalSubscription(self, run_id, channel, after, first_done=False)
 
-    def attach(self, run_id: str) -> Subscription:
-        """Look on from now and until the run settles for good: for a viewer who got the present state first."""
+    async def attach(self, run_id: str, look: Look) -> LocalSubscription:
+        """Look on with the present state first; see `Bus.attach`. Raises what ``look`` raises."""
+        # At one moment: what the viewer is shown, and from where on it follows. Nothing is lost or told twice between.
+        held = self.held(run_id)
         channel = self._channels.get(run_id) or self._open(run_id, whole=False)
-        return Subscription(self, run_id, channel, channel.last, first_done=False)
+        viewer = LocalSubscription(self, run_id, channel, channel.last, first_done=False)
+        if held is not None:
+            viewer.begin(held.events, over=False)
+            return viewer
+        try:
+            # What is told while the store is read may be in the state already, or not: then it is read again.
+            looks = 0
+            while True:
+                before, looks = viewer.catch_up(), looks + 1
+                state = await look()
+                if channel.last == before or looks == _LOOKS:
+                    break
+        except BaseException:
+            viewer.close()
+            raise
+        viewer.begin(state.events, over=state.over)
+        return viewer
 
     def drop(self, run_id: str) -> None:
-        """Forget a channel that was opened for a run which then was not created."""
+        """Forget a channel; see `Bus.drop`."""
         channel = self._channels.pop(run_id, None)
         if channel is not None:
             self._size -= channel.size
