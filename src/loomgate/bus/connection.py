@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis import exceptions
@@ -31,7 +31,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # between attempts to reach it
 
 
 # Its own type says a tuple of one word.
-_pack: Callable[[Command], bytes] = hiredis.pack_command  # pyright: ignore[reportUnknownMemberType, reportAssignmentType]
+_pack = cast("Callable[[Command], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
