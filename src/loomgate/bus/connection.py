@@ -30,13 +30,13 @@ _TOGETHER = 1000  # commands in one write
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # between attempts to reach it
 
 
-# Its stub knows commands of one word only.
-_pack_one = cast(Callable[[Command], bytes], hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+# Its own type says a tuple of one word.
+_pack = cast("Callable[[Command], bytes]", hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _packed(commands: Sequence[Command]) -> bytes:
     # In C: the client's own way takes 3 us for each word, and a look at many streams has hundreds.
-    return b"".join([_pack_one(command) for command in commands])
+    return b"".join([_pack(command) for command in commands])
 
 
 class Line:

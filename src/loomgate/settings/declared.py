@@ -326,7 +326,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, description="How long an event stays available to a viewer that comes late or back.")
     ] = 600.0
     stream_retention_bytes: Annotated[
-        int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of such events that a process keeps, the oldest go first; with `redis_url`, of one"
+            " run, about.",
+        ),
     ] = 16 * 1024 * 1024
     cache_bytes: Annotated[
         int,
