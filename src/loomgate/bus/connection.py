@@ -230,3 +230,10 @@ class Redis:
             if not future.done():  # whoever asked may have left
                 future.set_result(replies[at : at + len(commands)])
             at += len(commands)
+
+
+async def facts_of(redis: Redis) -> dict[str, str]:
+    """What the server says of itself (``INFO``), by name. Raises `RedisAway`."""
+    text: bytes = await redis.call("INFO")
+    pairs = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
+    return {name: value for name, separator, value in pairs if separator}

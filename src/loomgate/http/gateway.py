@@ -83,12 +83,12 @@ class GatewayRoutes:
 
     def __init__(self, application: "Application") -> None:
         self._application = application
-        self.patience = _Patience()
+        self._patience = Patience(_MOMENT)
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
     ) -> Request | None:
-        """Answer one request, whatever happens, and return it if its answer was a whole one; ``request`` if it was read
+        """Answer one request, whatever happens, and return it if its answer was a whole 200; ``request`` if it was read
         already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
@@ -101,7 +101,7 @@ class GatewayRoutes:
                 raise overloaded()
             if request is None:
                 request = await self.read(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive, self.patience)
+            leaving = _Leaving(receive, self._patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -109,7 +109,7 @@ class GatewayRoutes:
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
-                return request
+                return request if answer.status == 200 else None
             started = True
             leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
@@ -318,23 +318,27 @@ class _Waiting(Protocol):
     def begin(self) -> None: ...
 
 
-class _Patience:
-    """Lets requests ``begin`` after a moment: one timer for all of them, since few are still there then."""
+class Patience:
+    """Lets what was added ``begin`` after a moment, of half of ``seconds`` up to all of them, unless it was removed
+    before: one timer for all, since few are still there then."""
 
-    __slots__ = ("_loop", "_new", "_old")
+    __slots__ = ("_loop", "_new", "_old", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
         self._new: set[_Waiting] = set()  # since the last look
         self._old: set[_Waiting] = set()  # of the time before it
 
     def add(self, leaving: _Waiting) -> None:
+        """Let it begin after the moment."""
         self._new.add(leaving)
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.get_running_loop()
-            self._loop.call_later(_MOMENT / 2, self._look)
+            self._loop.call_later(self.seconds / 2, self._look)
 
     def remove(self, leaving: _Waiting) -> None:
+        """It need not begin any more."""
         self._new.discard(leaving)
         self._old.discard(leaving)
 
@@ -343,7 +347,7 @@ class _Patience:
         for leaving in patient:
             leaving.begin()
         if self._old and self._loop is not None:
-            self._loop.call_later(_MOMENT / 2, self._look)
+            self._loop.call_later(self.seconds / 2, self._look)
         else:
             self._loop = None
 
@@ -356,7 +360,7 @@ class _Leaving:
 
     __slots__ = ("_patience", "_receive", "_task", "_watching", "gone")
 
-    def __init__(self, receive: Receive, patience: "_Patience") -> None:
+    def __init__(self, receive: Receive, patience: Patience) -> None:
         self._receive = receive
         self._task = asyncio.current_task()
         self._watching: asyncio.Task[None] | None = None
