@@ -130,7 +130,9 @@ async def running(
             application.gateway = gateway
             application.engine = engine
             metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
-            metrics.queue, metrics.connections = store.runs.queued, (lambda: store.connections)
+            metrics.queue, metrics.connections = store.runs.queue.waiting, (lambda: store.connections)
+            if redis is not None:
+                application.redis = metrics.redis = lambda: not redis.away
             application.metrics = metrics
             yield store
         finally:
@@ -267,6 +269,8 @@ def _run(application: Application, listening: socket.socket | None) -> int:
     # What uvicorn says of its own life is said here in one line; that it ends streams at a stop is no error.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.getLogger("uvicorn.error").addFilter(lambda record: "graceful shutdown exceeded" not in record.getMessage())
+    # Its pool tells at length of each attempt to connect; the store tells in a line what came of it.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
     loop_factory = None
     if sys.platform != "win32":
         import uvloop

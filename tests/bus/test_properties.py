@@ -95,9 +95,10 @@ def test_every_viewer_sees_all_or_is_told_where_it_stands(url: str, ops: list[tu
 
 
 async def _play(url: str, ops: list[tuple[str, int, Any]]) -> None:
-    admin = Redis(url)
-    await admin.call("FLUSHALL")
     async with nodes(url) as made:
+        admin = Redis(url)
+        made._redis.append(admin)
+        await admin.call("FLUSHALL")
         buses = [await made.add() for _ in range(_NODES)]
         run, first = await made.begun(buses[0])
         viewers = [_Viewer(first, 0)]
@@ -134,7 +135,6 @@ async def _play(url: str, ops: list[tuple[str, int, Any]]) -> None:
         for viewer in viewers:
             assert viewer.ended
             assert viewer.last == run.told, f"{viewer.seen}"
-    await admin.close()
 
 
 def _fence(run: Run) -> int:

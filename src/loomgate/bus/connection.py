@@ -6,10 +6,11 @@ a `RedisAway`; that Redis cannot be reached is logged once, and once more when i
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+import hiredis
 from redis import exceptions
 from redis.asyncio import connection as client
 from redis.asyncio.retry import Retry
@@ -27,6 +28,15 @@ _CONNECT_SECONDS = 2.0
 _HEALTH_SECONDS = 15.0  # a connection that was silent for so long is tried before it is used
 _TOGETHER = 1000  # commands in one write
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # between attempts to reach it
+
+
+# Its stub knows commands of one word only.
+_pack_one = cast(Callable[[Command], bytes], hiredis.pack_command)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    # In C: the client's own way takes 3 us for each word, and a look at many streams has hundreds.
+    return b"".join([_pack_one(command) for command in commands])
 
 
 class Line:
@@ -59,7 +69,7 @@ class Line:
             raise
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        await self._connection.send_packed_command(_packed(commands))
         replies: list[Any] = []
         for _ in commands:
             try:
@@ -80,7 +90,7 @@ class Line:
         if not self.open:
             await self._connect()
         try:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+            await self._connection.send_packed_command(_packed(commands))
         except (exceptions.RedisError, OSError) as error:
             raise await self._broken(error) from None
 
@@ -224,3 +234,10 @@ class Redis:
             if not future.done():  # whoever asked may have left
                 future.set_result(replies[at : at + len(commands)])
             at += len(commands)
+
+
+async def facts_of(redis: Redis) -> dict[str, str]:
+    """What the server says of itself (``INFO``), by name. Raises `RedisAway`."""
+    text: bytes = await redis.call("INFO")
+    pairs = (line.partition(":") for line in text.decode("utf-8", "replace").splitlines())
+    return {name: value for name, separator, value in pairs if separator}

@@ -17,7 +17,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     ``by`` and ``number``: which publisher, and its how-manieth entry for this run. ``kind``: `FIRST` (the run begins
     with it), `STATE` (the present state, for whoever asked), `GAP` (what would stand here could not be told).
-    ``mark`` is known to the viewer whose stream begins with it.
+    ``mark`` is known to the viewer whose stream begins with it, or who asked for it.
     """
 
     by: str

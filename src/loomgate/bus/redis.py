@@ -97,16 +97,17 @@ class RedisBus(Bus):
         self._missed = self._missed and not self._hears
         return missed
 
-    def ask(self, run_id: str) -> None:
-        """Let the worker that drives the run, here or elsewhere, put its present state into the run's stream."""
-        if not self._answer(run_id):
-            self._say("ask", run_id, keep=False)
+    def ask(self, run_id: str, mark: str) -> None:
+        """Let the worker that drives the run, here or elsewhere, put its present state into the run's stream, in an
+        entry with ``mark``."""
+        if not self._answer(run_id, mark):
+            self._say("ask", f"{run_id} {mark}", keep=False)
 
-    def _answer(self, run_id: str) -> bool:
+    def _answer(self, run_id: str, mark: str) -> bool:
         held = self.held(run_id)
         if held is None:
             return False
-        self._publisher.put(run_id, held.events, held.fence, STATE)
+        self._publisher.put(run_id, held.events, held.fence, STATE, mark)
         return True
 
     def _say(self, kind: str, value: str, *, keep: bool) -> None:
@@ -127,7 +128,8 @@ class RedisBus(Bus):
         elif kind == "changed":
             super().changed(value)
         elif kind == "ask":
-            self._answer(value)
+            run_id, _, mark = value.partition(" ")
+            self._answer(run_id, mark)
 
     # Viewers
 

@@ -1,6 +1,7 @@
 """Looking on at a run whose events are in Redis: what one node has read of it, and each viewer's way through it."""
 
 import asyncio
+import secrets
 from bisect import bisect_right
 from collections import deque
 from operator import itemgetter
@@ -43,10 +44,11 @@ def judged(row: Row, order: Order) -> Entry | None:
 class Channel:
     """A run that has viewers on this node: ``entries`` holds all that came after ``base``, ``at`` is the last one read.
 
-    ``tail`` is the event id after which a viewer goes on that has all of it; ``server`` the Redis it was read from.
+    ``tail`` is the event id after which a viewer goes on that has all of it; ``server`` the Redis it was read from;
+    ``asking`` the mark of the present state that was asked for, and until when it is waited for.
     """
 
-    __slots__ = ("at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
+    __slots__ = ("asking", "at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
 
     def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None) -> None:
         """``rows``: what of the stream is known already, its last entry at least; none for a new run."""
@@ -54,6 +56,7 @@ class Channel:
         self.key = key
         self.server = server
         self.viewers: set[RedisSubscription] = set()
+        self.asking: tuple[str, float] = ("", 0.0)
         self._begin(rows)
 
     def _begin(self, rows: list[Row]) -> None:
@@ -77,6 +80,8 @@ class Channel:
         entry = self._judged(row)
         if entry is None:
             return
+        if entry.kind & STATE and entry.mark == self.asking[0]:
+            self.asking = ("", 0.0)
         self.entries.append((self.at, entry))
         self.size += len(row[1][1])
         for viewer in self.viewers:
@@ -396,13 +401,16 @@ class RedisSubscription(Subscription):
         The answer is an entry of the stream: its place there is where this viewer goes on.
         """
         self.at = self._channel.at
-        self._bus.ask(self._channel.run_id)
-        end = clock.monotonic() + _ASK_SECONDS
+        now = clock.monotonic()
+        mark, end = self._channel.asking
+        if end <= now:
+            mark, end = self._channel.asking = secrets.token_hex(4), now + _ASK_SECONDS
+            self._bus.ask(self._channel.run_id, mark)
         while (left := end - clock.monotonic()) > 0:
             while (found := self._following()) is not None:
                 self._take(found)
                 at, entry = found
-                if entry.kind & STATE:
+                if entry.kind & STATE and entry.mark == mark:
                     self._lost = False
                     self._last = entry
                     self._begin(entry.events, no_id(at), id_of(at, len(entry.events) - 1))
