@@ -264,6 +264,20 @@ async def test_a_redis_that_says_nothing_is_waited_for_once_a_second() -> None:
     await hole.wait_closed()
 
 
+async def test_a_redis_that_is_slow_is_found_again_by_the_same_trip(nodes: Nodes) -> None:
+    shared, client = nodes.node(seconds=0.05), nodes.client()
+    await shared.ask("PING")
+    await client.client_pause(300)
+    began = time.monotonic()
+    assert await shared.ask("PING") is AWAY
+    assert shared.away
+    assert time.monotonic() - began < 0.25
+    while shared.away:  # noqa: ASYNC110 - nobody asks anything
+        await asyncio.sleep(0.01)
+    assert time.monotonic() - began < 0.9
+    assert await shared.ask("ECHO", "here") == b"here"
+
+
 async def test_one_trip_carries_what_is_asked_at_once(nodes: Nodes) -> None:
     shared, client = nodes.node(), nodes.client()
     await shared.ask("PING")
