@@ -267,8 +267,11 @@ class Cluster:
         found = list(self.trouble)
         for node in self.nodes.values():
             log = node.log.read_text(errors="replace")
-            for part in log.split("Traceback (most recent call last)")[1:]:
-                found.append(f"{node.name} logged a traceback: {part[:1500]}")
+            before, *parts = log.split("Traceback (most recent call last):")
+            for part in parts:
+                said = before.rstrip().rpartition("\n")[2]
+                before = part
+                found.append(f"{node.name} logged a traceback after {said!r}: {part[:1500]}")
         log = (self.postgres.folder / "log").read_text(errors="replace")
         for line in log.splitlines():
             if "deadlock detected" in line or "PANIC" in line:

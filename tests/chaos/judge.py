@@ -290,7 +290,22 @@ def _streams(notes: Notes, stored: Stored) -> Iterator[str]:
     messages = {row["id"]: row for rows in stored.messages.values() for row in rows}
     for number, stream in enumerate(notes.streams):
         viewer = _Viewer(stream, runs, messages, stored)
-        yield from (f"stream {number} of run {stream.run} ({stream.begins}): {fault}" for fault in viewer.faults())
+        about = f"stream {number} of run {stream.run} ({stream.begins})"
+        faults = list(viewer.faults())
+        yield from (f"{about}: {fault}" for fault in faults)
+        if faults:
+            yield f"{about} was: {_outline(stream)}"
+
+
+def _outline(stream: Stream) -> str:
+    """The stream in short: names without their beginning, rows of deltas as one."""
+    words: list[str] = []
+    for piece in stream.pieces:
+        word = "ANEW" if piece.what == "comment" else piece.name.removeprefix("thread.") or "BREAK"
+        word += f"@{piece.id}" if piece.id and "delta" not in word else ""
+        if not (word.endswith("delta") and words[-1:] == [word]):
+            words.append(word)
+    return ", ".join(words)
 
 
 class _Viewer:
