@@ -100,7 +100,7 @@ async def running(
             days=settings.log_retention_days,
         )
         spending = Spending(limits, parents, store.ledger.spent_lately)
-        cache = AnswerCache(
+        cache = _cache(_shared(settings, client, seconds=0.25), store)(
             settings.cache_bytes,
             _embedder(settings, application),
             max_age=settings.cache_max_age_seconds,
@@ -135,7 +135,7 @@ async def running(
             application.gateway = gateway
             application.engine = engine
             metrics.runs, metrics.dropped = (lambda: engine.active), (lambda: meter.dropped)
-            metrics.queue, metrics.connections = store.runs.queued, (lambda: store.connections)
+            metrics.queue, metrics.connections = store.runs.queue.waiting, (lambda: store.connections)
             application.metrics = metrics
             yield store
         finally:
@@ -174,12 +174,21 @@ def _bus(settings: Settings, redis: "Redis | None") -> Bus:
     return RedisBus(redis, prefix=settings.redis_prefix, retention_seconds=seconds, retention_bytes=size)
 
 
-def _shared(settings: Settings, client: "redis_py.Redis | None") -> "Shared | None":
+def _shared(settings: Settings, client: "redis_py.Redis | None", seconds: float = 0.05) -> "Shared | None":
     if client is None:
         return None
     from loomgate.gateway.shared import Shared
 
-    return Shared(client, settings.redis_prefix)
+    return Shared(client, settings.redis_prefix, seconds=seconds)
+
+
+def _cache(shared: "Shared | None", store: Store) -> Callable[..., AnswerCache]:
+    if shared is None:
+        return AnswerCache
+    from loomgate.gateway.shared_cache import SharedAnswerCache
+
+    # Answers are larger than counters, and may take their time.
+    return functools.partial(SharedAnswerCache, shared, store.sealer)
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from loomgate import clock
+from loomgate.gateway.cache import Embed
 from loomgate.gateway.shared import Shared
+from loomgate.gateway.shared_cache import SharedAnswerCache
+from loomgate.store.seal import Sealer
 
 
 class Nodes:
@@ -38,3 +41,23 @@ async def nodes_at(url: str) -> AsyncGenerator[Nodes, None]:
     """`Nodes`, closed at the end; what they left behind expires."""
     async with AsyncExitStack() as stack:
         yield Nodes(url, stack)
+
+
+class TwoNodes:
+    """The cache of two nodes as one: what one of them stores the other looks up."""
+
+    def __init__(self, nodes: Nodes, limit_bytes: int, embed: Embed | None = None) -> None:
+        self.a, self.b = (SharedAnswerCache(nodes.node(), Sealer(b"k" * 32), limit_bytes, embed) for _ in range(2))
+        self.cacheable = self.a.cacheable
+        self.store = self.a.store
+        self.lookup = self.b.lookup
+        self._shared = nodes.node()
+
+    async def taken(self) -> tuple[int, int]:
+        """How many answers there are, and the bytes that they take, as Redis has it."""
+        name = self._shared.name
+        count, size = (
+            await self._shared.ask("HLEN", name("cache", "sizes")),
+            await self._shared.ask("GET", name("cache", "total")),
+        )
+        return count, int(size or 0)

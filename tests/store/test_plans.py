@@ -37,6 +37,7 @@ PLANS = {
     "assistants._UPDATE": "assistants key (id=?)",
     "assistants._DELETE": "assistants key (id=?)",
     "claims._NEXT_DUE": "ix_runs_due (due>?)",
+    "claims._WAITING": "ix_runs_due (due<?)",
     "configs._BY_SLUG": "documents key (workspace=? AND kind=? AND slug=?); document_versions key (id=?)",
     "configs._BY_ID": "documents key (id=?); document_versions key (id=?)",
     "configs._DEFAULT": "documents key (workspace=? AND kind=?); document_versions key (id=?)",
@@ -96,7 +97,6 @@ PLANS = {
     "runs._DROP_MESSAGE": "messages key (id=?)",
     "runs._MESSAGES_OF": "ix_messages_run (thread_id=? AND run_id=?); runs key (id=?)",
     "runs._OPEN_CALLS": "ix_steps_run_id_position (run_id=?)",
-    "runs._QUEUED": "ix_runs_due (due<?)",
     "runs._ACTIVE_OF_ALL": "ix_runs_due (due>?)",
     "threads._BODY": "threads key (id=?)",
     "threads._FOR_CHANGE": "threads key (id=?)",
@@ -128,6 +128,7 @@ CLAIMS = {
     "claims._ANY": _CANDIDATES,
     "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)"],
     "claims._ALONE": [],
+    "claims._CLOCK": [],
 }
 
 # A list of a handful of rows that somebody at a terminal asked for, or the first row of whatever there is.

@@ -97,6 +97,13 @@ def test_viewers_that_left_are_forgotten(server: Server, client: Client) -> None
     bus: Any = server.application.engine._bus  # type: ignore[union-attr]
     with streamed(client, "/say Wait\n/wait 60") as viewer:
         run = viewer.until("thread.run.in_progress")
-        assert bus._channels[run["id"]].viewers == 1
-    eventually(lambda: bus._channels[run["id"]].viewers == 0)
+        assert _viewers(bus, run["id"]) == 1
+    eventually(lambda: _viewers(bus, run["id"]) == 0)
     client.post(path_of(run) + "/cancel")
+
+
+def _viewers(bus: Any, run: str) -> int:
+    if run not in bus._channels:
+        return 0  # over Redis a node keeps nothing of a run without viewers
+    viewers = bus._channels[run].viewers
+    return viewers if isinstance(viewers, int) else len(viewers)

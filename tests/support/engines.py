@@ -181,6 +181,7 @@ class Databases:
         self.server_url = server_url
         self._template = f"loomgate_{secrets.token_hex(4)}"
         self._made = 0
+        self._has_template = False
 
     def named(self, name: str) -> str:
         """The URL of the database ``name`` on the same server."""
@@ -209,7 +210,8 @@ class Databases:
         """The URL of a new database with the tables of this version."""
         from loomgate.store import schema
 
-        if not self._made:
+        if not self._has_template:
+            self._has_template = True
             await self._do(f"CREATE DATABASE {self._template} TEMPLATE template0")
             await schema.create_postgres(self.named(self._template))
         self._made += 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import hiredis
 from redis import exceptions
 from redis.asyncio import connection as client
 from redis.asyncio.retry import Retry
@@ -27,6 +28,11 @@ _CONNECT_SECONDS = 2.0
 _HEALTH_SECONDS = 15.0  # a connection that was silent for so long is tried before it is used
 _TOGETHER = 1000  # commands in one write
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # between attempts to reach it
+
+
+def _packed(commands: Sequence[Command]) -> bytes:
+    # In C: the client's own way takes 3 us for each word, and a look at many streams has hundreds.
+    return b"".join([hiredis.pack_command(command) for command in commands])
 
 
 class Line:
@@ -59,7 +65,7 @@ class Line:
             raise
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        await self._connection.send_packed_command(self._connection.pack_commands(commands))
+        await self._connection.send_packed_command(_packed(commands))
         replies: list[Any] = []
         for _ in commands:
             try:
@@ -80,7 +86,7 @@ class Line:
         if not self.open:
             await self._connect()
         try:
-            await self._connection.send_packed_command(self._connection.pack_commands(commands))
+            await self._connection.send_packed_command(_packed(commands))
         except (exceptions.RedisError, OSError) as error:
             raise await self._broken(error) from None
 
@@ -178,12 +184,13 @@ class Redis:
 
     def lost(self, error: Exception) -> RedisAway:
         """Take down that Redis could not be reached."""
+        why = str(error) or "no answer in time"
         if not self.away:
-            log.warning("Redis cannot be reached, going on without it: %s", error)
+            log.warning("Redis cannot be reached, going on without it: %s", why)
         self.away = True
         self._failures += 1
         self._failed = clock.monotonic()
-        return RedisAway(str(error))
+        return RedisAway(why)
 
     def found(self) -> None:
         """Take down that it could."""

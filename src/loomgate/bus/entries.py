@@ -17,7 +17,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     ``by`` and ``number``: which publisher, and its how-manieth entry for this run. ``kind``: `FIRST` (the run begins
     with it), `STATE` (the present state, for whoever asked), `GAP` (what would stand here could not be told).
-    ``mark`` is known to the viewer whose stream begins with it.
+    ``mark`` is known to the viewer whose stream begins with it, or who asked for it.
     """
 
     by: str
@@ -77,11 +77,11 @@ class Order:
     ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come.
     """
 
-    __slots__ = ("_fence", "_seen", "_whole")
+    __slots__ = ("_seen", "_whole", "fence")
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
-        self._fence = 0
+        self.fence = 0  # the newest one that was told under
         self._whole = whole
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
@@ -90,8 +90,8 @@ class Order:
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
         self._seen[entry.by] = entry.number
-        stale = 0 < entry.fence < self._fence  # the words of a worker that had lost the run, and did not know yet
-        self._fence = max(self._fence, entry.fence)
+        stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
+        self.fence = max(self.fence, entry.fence)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
         if missed or entry.kind & GAP:
             return "gap"

@@ -127,8 +127,6 @@ class Publisher:
             out = self._out[run_id] = _Outgoing()
         size = sum(map(len, events))
         last = out.parts[-1] if out.parts else None
-        if last is not None and kind == last.kind == STATE:
-            return  # one that is on its way says the same, or events between them do
         alike = last is not None and kind == last.kind == 0 and not mark and fence == last.fence
         if last is not None and alike and last.size + size <= _PART and last.events[-1] != DONE:
             last.events += events

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _BLOCK_MS = 2000  # how long one look at the streams waits for something new
 _COUNT = 256  # entries of one stream in one look
 _PAGE = 100  # entries of a stream that a viewer reads for itself
+_LAST = 8  # entries that a viewer from now on looks back at, to know who told them
 _CALL_SECONDS = 1.0  # longest wait for Redis within a client's request
 _QUIET_SECONDS = 10.0  # of no message, before the connection is tried
 _FLUSH_SECONDS = 1.0  # for what is unsent when the node stops
@@ -48,7 +49,8 @@ class RedisBus(Bus):
         self._server: bytes | None = None  # which Redis it is, while that is known
         self._woken_at = "0-0"
         self._hears = False
-        self._missed = False
+        self._missed = False  # until somebody asks
+        self._broke = False  # the connection, before this one
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -91,19 +93,21 @@ class RedisBus(Bus):
 
     def deaf(self) -> bool:
         """Whether signals may have been missed since this was last asked."""
-        missed, self._missed = self._missed or not self._hears, False
+        missed = self._missed or not self._hears
+        self._missed = self._missed and not self._hears
         return missed
 
-    def ask(self, run_id: str) -> None:
-        """Let the worker that drives the run, here or elsewhere, put its present state into the run's stream."""
-        if not self._answer(run_id):
-            self._say("ask", run_id, keep=False)
+    def ask(self, run_id: str, mark: str) -> None:
+        """Let the worker that drives the run, here or elsewhere, put its present state into the run's stream, in an
+        entry with ``mark``."""
+        if not self._answer(run_id, mark):
+            self._say("ask", f"{run_id} {mark}", keep=False)
 
-    def _answer(self, run_id: str) -> bool:
+    def _answer(self, run_id: str, mark: str) -> bool:
         held = self.held(run_id)
         if held is None:
             return False
-        self._publisher.put(run_id, held.events, held.fence, STATE)
+        self._publisher.put(run_id, held.events, held.fence, STATE, mark)
         return True
 
     def _say(self, kind: str, value: str, *, keep: bool) -> None:
@@ -124,7 +128,8 @@ class RedisBus(Bus):
         elif kind == "changed":
             super().changed(value)
         elif kind == "ask":
-            self._answer(value)
+            run_id, _, mark = value.partition(" ")
+            self._answer(run_id, mark)
 
     # Viewers
 
@@ -211,7 +216,8 @@ class RedisBus(Bus):
         if channel is None:
             rows: list[Row] = []
             try:
-                rows = await self._range("XREVRANGE", run_id, "+", "-", 1)
+                rows = await self._range("XREVRANGE", run_id, "+", "-", _LAST)
+                rows.reverse()
             except RedisAway:
                 lost = True
             channel = self._open(run_id, rows)
@@ -283,7 +289,7 @@ class RedisBus(Bus):
         try:
             await line.call("SUBSCRIBE", self._publisher.topic)
             self._hears = True
-            if self._missed:
+            if self._broke:
                 super().changed("")
                 self.alarm.set()
             tried = False
@@ -298,4 +304,4 @@ class RedisBus(Bus):
                 tried = reply is None
         finally:
             self._hears = False
-            self._missed = True
+            self._missed = self._broke = True

@@ -1,6 +1,7 @@
 """Looking on at a run whose events are in Redis: what one node has read of it, and each viewer's way through it."""
 
 import asyncio
+import secrets
 from bisect import bisect_right
 from collections import deque
 from operator import itemgetter
@@ -43,10 +44,11 @@ def judged(row: Row, order: Order) -> Entry | None:
 class Channel:
     """A run that has viewers on this node: ``entries`` holds all that came after ``base``, ``at`` is the last one read.
 
-    ``tail`` is the event id after which a viewer goes on that has all of it; ``server`` the Redis it was read from.
+    ``tail`` is the event id after which a viewer goes on that has all of it; ``server`` the Redis it was read from;
+    ``asking`` the mark of the present state that was asked for, and until when it is waited for.
     """
 
-    __slots__ = ("at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
+    __slots__ = ("asking", "at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
 
     def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None) -> None:
         """``rows``: what of the stream is known already, its last entry at least; none for a new run."""
@@ -54,6 +56,7 @@ class Channel:
         self.key = key
         self.server = server
         self.viewers: set[RedisSubscription] = set()
+        self.asking: tuple[str, float] = ("", 0.0)
         self._begin(rows)
 
     def _begin(self, rows: list[Row]) -> None:
@@ -77,6 +80,8 @@ class Channel:
         entry = self._judged(row)
         if entry is None:
             return
+        if entry.kind & STATE and entry.mark == self.asking[0]:
+            self.asking: tuple[str, float] = ("", 0.0)
         self.entries.append((self.at, entry))
         self.size += len(row[1][1])
         for viewer in self.viewers:
@@ -116,7 +121,9 @@ class RedisSubscription(Subscription):
         self._order: Order | None = None  # of what was read so
         self._lost = False  # the present state has to come before anything else
         self._told = False
-        self._mark = ""
+        self._mark = ""  # of the entry that this stream begins with
+        self._fence = 0
+        self._early: list[Entry] = []  # what is to be told after it, but came before
         self._last: Entry | None = None
         self._certain = False  # that the `DONE` at hand is the end
         self._suspects = False  # that the run is over and nobody said so
@@ -140,8 +147,10 @@ class RedisSubscription(Subscription):
         self._woken.set()
 
     def begin_with(self, mark: str) -> None:
-        """Pass over what comes before the entry with ``mark``."""
+        """Begin with the entry with ``mark``. Of what comes before, that is of before which was told under a fencing
+        token known by now; the next worker may have been quicker than the node that woke it."""
         self._mark = mark
+        self._fence = self._channel.order.fence
 
     def go_on(self, rows: list[Row], index: int) -> None:
         """Begin after the ``index``-th event of the first one of ``rows``, then with the others."""
@@ -244,10 +253,18 @@ class RedisSubscription(Subscription):
         if entry.kind & GAP:
             self.lose()
             self.at = max(self.at, at)
-        elif not entry.kind & STATE and self._mark in ("", entry.mark):
+        elif entry.kind & STATE:
+            pass
+        elif self._mark in ("", entry.mark):
             self._mark = ""
             self._last = entry
             self._pending.extend((id_of(at, index), event) for index, event in enumerate(entry.events))
+            if self._early:
+                late = [event for _, event in self._pending] + [e for early in self._early for e in early.events]
+                self._early.clear()
+                self._begin(late, no_id(at), id_of(at, len(entry.events) - 1))
+        elif entry.fence > self._fence:
+            self._early.append(entry)
         return True
 
     async def _wait(self, seconds: float) -> None:
@@ -277,12 +294,19 @@ class RedisSubscription(Subscription):
         """After a long silence: a run that is over without having said so ends here all the same. Whoever should have
         said it may have died between its commit and its word, or Redis forgot it."""
         self._look_at = clock.monotonic() + (_AWAY_SECONDS if self._bus.away else _DOUBT_SECONDS)
-        if self._bus.held(self._channel.run_id) is not None:
+        held = self._bus.held(self._channel.run_id)
+        if held is not None:
+            if self._bus.away:
+                self._stop_gap(State(held.events, over=False))
             return
         state = await self._stored()
-        if state is None or not state.over:
+        if state is None:
             self._suspects = False
-        elif self._suspects or self._bus.away:
+        elif self._bus.away:
+            self._stop_gap(state)
+        elif not state.over:
+            self._suspects = False
+        elif self._suspects:
             self._begin_with_state(state)
         else:
             self._suspects = True
@@ -341,11 +365,16 @@ class RedisSubscription(Subscription):
             await self._take_state()
             return
         state = await self._stored()
-        if state is not None and (state.over or not self._told):
-            self._begin_with_state(state)
-            self._lost = not state.over  # there will be more to tell when Redis is back
-        else:
+        if state is None or not self._stop_gap(state):
             await self._sleep(min(seconds, _AWAY_SECONDS))
+
+    def _stop_gap(self, state: State) -> bool:
+        """While Redis is away: end the stream of a run that is over; show another one to who has seen nothing yet."""
+        if self._told and not state.over:
+            return False
+        self._begin_with_state(state)
+        self._lost = not state.over  # there will be more to tell when Redis is back
+        return True
 
     async def _take_state(self) -> None:
         asked = False
@@ -372,13 +401,16 @@ class RedisSubscription(Subscription):
         The answer is an entry of the stream: its place there is where this viewer goes on.
         """
         self.at = self._channel.at
-        self._bus.ask(self._channel.run_id)
-        end = clock.monotonic() + _ASK_SECONDS
+        now = clock.monotonic()
+        mark, end = self._channel.asking
+        if end <= now:
+            mark, end = self._channel.asking = secrets.token_hex(4), now + _ASK_SECONDS
+            self._bus.ask(self._channel.run_id, mark)
         while (left := end - clock.monotonic()) > 0:
             while (found := self._following()) is not None:
                 self._take(found)
                 at, entry = found
-                if entry.kind & STATE:
+                if entry.kind & STATE and entry.mark == mark:
                     self._lost = False
                     self._last = entry
                     self._begin(entry.events, no_id(at), id_of(at, len(entry.events) - 1))
@@ -398,6 +430,7 @@ class RedisSubscription(Subscription):
     def _begin(self, events: list[bytes], inside: str, end: str) -> None:
         """Tell ``events``; who breaks off inside of them has not seen all of the state, and gets it once more."""
         self._mark = ""
+        self._early.clear()
         self._pending.clear()
         self._pending.extend((inside, event) for event in events[:-1])
         self._pending.extend((end, event) for event in events[-1:])

@@ -37,6 +37,7 @@ _decode_step = msgspec.json.Decoder(Step).decode
 _decode_message = msgspec.json.Decoder(Message).decode
 
 _HOUSEKEEPING_SECONDS = 30.0
+_CLOCKS_APART = 1.0  # seconds that the clocks of two hosts may differ without a word (docs/why/leases.md)
 _GRACE = 0.5  # seconds that webhook calls under way get in any case: broken off, they would be made twice
 
 
@@ -70,6 +71,14 @@ class Engine:
             adopted = await self.store.runs.adopt()
             if adopted:
                 log.info("taking over %d runs of a server that stopped in the middle", adopted)
+        ahead = await self.store.runs.queue.clock_ahead()
+        if abs(ahead) > _CLOCKS_APART:
+            log.warning(
+                "the clock of this host is %.1f s %s the database's: runs may be taken over or expire too early or too"
+                " late; set the clocks of all hosts by NTP",
+                abs(ahead),
+                "ahead of" if ahead > 0 else "behind",
+            )
         if self._webhooks is not None:
             self._webhooks.start()
         self._worker.start()

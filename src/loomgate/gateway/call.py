@@ -253,5 +253,6 @@ class Answer:
         if self.session is not None:
             self.session.end()
         # A generator that nobody has begun to read does nothing when it is closed.
-        if self.release is not None:
-            self.release()
+        release, self.release = self.release, None  # which may know us, and what we hold
+        if release is not None:
+            release()

@@ -372,12 +372,14 @@ class _Leaving:
     def end(self) -> None:
         """Look no longer."""
         self._patience.remove(self)
-        if self._watching is not None:
-            self._watching.cancel()
+        # A task that was cancelled holds on to where it was, and so to all that it knew, until garbage is looked for.
+        watching, self._watching, self._task = self._watching, None, None
+        if watching is not None:
+            watching.cancel()
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        assert self._task is not None
-        self._task.cancel(LEFT)
+        if self._task is not None:
+            self.gone = True
+            self._task.cancel(LEFT)

@@ -106,6 +106,7 @@ class Cycle(RequestResponseCycle):
         made = None if self.flow.write_paused else self._joined(status, headers, body)
         if made is not None:
             self._sent(made)
+            self.on_response = _nothing  # as uvicorn does: or else we and our connection hold on to each other
         else:
             message = {"type": WHOLE, "status": status, "headers": headers, "body": body}
             task = asyncio.get_running_loop().create_task(self.send(cast("ASGISendEvent", message)))
@@ -127,6 +128,10 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+def _nothing() -> None:
+    return None
 
 
 def _has_length(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -22,7 +22,7 @@ from loomgate.store.keys import Credentials, Keys
 from loomgate.store.ledger import Ledger
 from loomgate.store.outbox import Endpoint, Outbox, endpoints_of
 from loomgate.store.runs import Runs
-from loomgate.store.schema import prepare, upgrade
+from loomgate.store.schema import check_postgres, prepare, upgrade, upgrade_postgres
 from loomgate.store.seal import Sealer, load_key
 from loomgate.store.sqlite import SqliteDatabase
 from loomgate.store.threads import Threads
@@ -48,6 +48,7 @@ class Store:
     ) -> None:
         self._database = database
         self.exclusive = exclusive  # no other server uses this database
+        self.sealer = sealer
         self.outbox = Outbox(database, endpoints)
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)
@@ -88,7 +89,7 @@ def migrate(settings: "Settings") -> tuple[str | None, str]:
     Raises `StoreError` when the folder or file cannot be used, or was written by a newer version.
     """
     if settings.postgres:
-        raise StoreError("the database cannot be upgraded: not yet on PostgreSQL")
+        return asyncio.run(upgrade_postgres(settings.database_url.reveal()))
     _folder(settings)
     return upgrade(settings.database_path)
 
@@ -99,6 +100,8 @@ async def open_store(
 ) -> AsyncGenerator[Store, None]:
     """The store of ``settings``, migrated; closed on leaving. ``exclusive`` for a server: one per database, unless
     that is a PostgreSQL whose nodes share a Redis. ``lost`` is called with one line should it be so no longer.
+
+    A PostgreSQL database, which others use as well, is not migrated on the way: `migrate` does that.
 
     Raises `StoreError` (one line: the place and the reason), and `SettingError`.
     """
@@ -135,6 +138,7 @@ async def _open_postgres(
         raise SettingError("seal_key", wanted, "nothing")
     url = settings.database_url.reveal()
     alone = not settings.redis_url
+    await check_postgres(url)
     database = await PostgresDatabase.open(
         url,
         connections=settings.database_connections,

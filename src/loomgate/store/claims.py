@@ -89,6 +89,9 @@ def _text(sql: str) -> sa.TextClause:
 
 
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
+_WAITING = Statement(
+    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
+)
 _NAMES = Statement(_text(_SOME_WORKSPACES))
 _ANY = Statement(
     _text(f"{_CANDIDATES['sqlite']} SELECT 1 FROM candidates LIMIT 1"),
@@ -108,6 +111,9 @@ _CLAIM = Statement(
 )
 # Who counts places excludes others who do, until the commit. SQLite has one writer anyway.
 _ALONE = Statement(_text("SELECT 1"), postgresql=_text("SELECT pg_advisory_xact_lock({}, {})".format(*_COUNTING)))
+_CLOCK = Statement(
+    _text("SELECT NULL"), postgresql=_text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+)
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -156,6 +162,24 @@ class Queue:
                 self._blocked = True
                 break
         return None
+
+    async def waiting(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_WAITING, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
+
+    async def clock_ahead(self) -> float:
+        """By how many seconds this host's clock is ahead of the database's, to half the time that asking takes."""
+        found: list[tuple[float, float]] = []
+        for _ in range(3):
+            before = clock.now()
+            row = await self._db.row(_CLOCK)
+            after = clock.now()
+            if row is None or row[0] is None:
+                return 0.0  # they are one
+            found.append((after - before, (before + after) / 2 - row[0] / 1000))
+        return min(found)[1]
 
     async def _names(self) -> list[str]:
         """The workspaces whose turn it is, of those that have queued runs."""

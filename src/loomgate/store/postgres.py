@@ -59,10 +59,16 @@ class _Connection(Protocol):
     def is_closed(self) -> bool: ...
 
 
-async def connect(given: Arguments) -> Any:
-    """One asyncpg connection outside any pool. Raises `StoreError`."""
+async def connect(given: Arguments, *, patient: bool = False, **settings: str) -> Any:
+    """One asyncpg connection outside any pool, with ``settings`` of the server's in place of the usual ones.
+
+    ``patient``: its statements may take as long as they take. Raises `StoreError`.
+    """
+    arguments: dict[str, Any] = {**given.connect, "server_settings": {**given.connect["server_settings"], **settings}}
+    if patient:
+        arguments["command_timeout"] = None
     try:
-        return await asyncpg.connect(**given.connect)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return await asyncpg.connect(**arguments)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     except (*_GONE, pg.PostgresError, ValueError) as error:
         raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
 

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from loomgate.store.migrations import TEXT, where
+
 revision = "0001"
 down_revision = None
 
@@ -11,11 +13,11 @@ def upgrade() -> None:
     """Create every table with its indexes."""
     op.create_table(
         "api_keys",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
+        sa.Column("name", TEXT, nullable=False),
         sa.Column("digest", sa.LargeBinary(), nullable=False),
-        sa.Column("hint", sa.Text(), nullable=False),
+        sa.Column("hint", TEXT, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_api_keys"),
@@ -24,8 +26,8 @@ def upgrade() -> None:
 
     op.create_table(
         "assistants",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("private", sa.LargeBinary(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
@@ -35,8 +37,8 @@ def upgrade() -> None:
 
     op.create_table(
         "credentials",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
@@ -46,82 +48,78 @@ def upgrade() -> None:
 
     op.create_table(
         "deliveries",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("endpoint", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("endpoint", TEXT, nullable=False),
+        sa.Column("run_id", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("attempts", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("due", sa.BigInteger(), nullable=True),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
-        sa.Column("outcome", sa.Text(), nullable=True),
+        sa.Column("outcome", TEXT, nullable=True),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_deliveries"),
     )
-    op.create_index("ix_deliveries_due", "deliveries", ["endpoint", "due"], sqlite_where=sa.text("due IS NOT NULL"))
-    op.create_index("ix_deliveries_ended_at", "deliveries", ["ended_at"], sqlite_where=sa.text("ended_at IS NOT NULL"))
+    op.create_index("ix_deliveries_due", "deliveries", ["endpoint", "due"], **where("due IS NOT NULL"))
+    op.create_index("ix_deliveries_ended_at", "deliveries", ["ended_at"], **where("ended_at IS NOT NULL"))
     op.create_index(
         "ix_deliveries_owed",
         "deliveries",
         ["endpoint", "run_id", "position"],
         unique=True,
-        sqlite_where=sa.text("ended_at IS NULL"),
+        **where("ended_at IS NULL"),
     )
 
     op.create_table(
         "messages",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("thread_id", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=True),
+        sa.Column("run_id", TEXT, nullable=True),
         sa.Column("place", sa.BigInteger(), nullable=False),
-        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("role", TEXT, nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_messages"),
     )
-    op.create_index(
-        "ix_messages_run", "messages", ["thread_id", "run_id", "position"], sqlite_where=sa.text("run_id IS NOT NULL")
-    )
+    op.create_index("ix_messages_run", "messages", ["thread_id", "run_id", "position"], **where("run_id IS NOT NULL"))
     op.create_index("ix_messages_thread_id_place_position", "messages", ["thread_id", "place", "position"])
     op.create_index("ix_messages_thread_id_position", "messages", ["thread_id", "position"], unique=True)
 
     op.create_table(
         "purges",
-        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("thread_id", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("thread_id", name="pk_purges"),
     )
 
     op.create_table(
         "runs",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
-        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
+        sa.Column("thread_id", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("status", TEXT, nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
-        sa.Column("holds", sa.Text(), nullable=True),
+        sa.Column("holds", TEXT, nullable=True),
         sa.Column("due", sa.BigInteger(), nullable=True),
         sa.Column("fence", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("worker", sa.Text(), nullable=True),
+        sa.Column("worker", TEXT, nullable=True),
         sa.Column("spec", sa.LargeBinary(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_runs"),
     )
-    op.create_index("ix_runs_due", "runs", ["due"], sqlite_where=sa.text("due IS NOT NULL"))
+    op.create_index("ix_runs_due", "runs", ["due"], **where("due IS NOT NULL"))
     op.create_index("ix_runs_thread_id_position", "runs", ["thread_id", "position"], unique=True)
-    op.create_index(
-        "ix_runs_waiting", "runs", ["thread_id", "position"], sqlite_where=sa.text("holds IS NULL AND due IS NOT NULL")
-    )
-    op.create_index("uq_runs_holds", "runs", ["holds"], unique=True, sqlite_where=sa.text("holds IS NOT NULL"))
+    op.create_index("ix_runs_waiting", "runs", ["thread_id", "position"], **where("holds IS NULL AND due IS NOT NULL"))
+    op.create_index("uq_runs_holds", "runs", ["holds"], unique=True, **where("holds IS NOT NULL"))
 
     op.create_table(
         "steps",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("thread_id", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("thread_id", TEXT, nullable=False),
+        sa.Column("run_id", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("turn", sa.BigInteger(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("status", TEXT, nullable=False),
         sa.Column("usage", sa.LargeBinary(), nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_steps"),
@@ -131,23 +129,23 @@ def upgrade() -> None:
 
     op.create_table(
         "thread_tags",
-        sa.Column("workspace", sa.Text(), nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
-        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
+        sa.Column("key", TEXT, nullable=False),
+        sa.Column("value", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
-        sa.Column("thread_id", sa.Text(), nullable=False),
+        sa.Column("thread_id", TEXT, nullable=False),
         sa.PrimaryKeyConstraint("workspace", "key", "value", "position", name="pk_thread_tags"),
     )
     op.create_index("ix_thread_tags_thread_id", "thread_tags", ["thread_id"])
 
     op.create_table(
         "threads",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("positions", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("messages", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("on_active_run", sa.Text(), nullable=True),
+        sa.Column("on_active_run", TEXT, nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_threads"),
     )
@@ -155,10 +153,10 @@ def upgrade() -> None:
 
     op.create_table(
         "virtual_keys",
-        sa.Column("workspace", sa.Text(), nullable=False),
-        sa.Column("slug", sa.Text(), nullable=False),
-        sa.Column("provider", sa.Text(), nullable=False),
-        sa.Column("base_url", sa.Text(), nullable=True),
+        sa.Column("workspace", TEXT, nullable=False),
+        sa.Column("slug", TEXT, nullable=False),
+        sa.Column("provider", TEXT, nullable=False),
+        sa.Column("base_url", TEXT, nullable=True),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("workspace", "slug", name="pk_virtual_keys"),
@@ -166,7 +164,7 @@ def upgrade() -> None:
 
     op.create_table(
         "workspaces",
-        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
         sa.Column("positions", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_workspaces"),

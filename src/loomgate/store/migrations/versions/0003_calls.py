@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from loomgate.store.migrations import TEXT
+
 revision = "0003"
 down_revision = "0002"
 
@@ -11,12 +13,12 @@ def upgrade() -> None:
     """Make the two tables."""
     op.create_table(
         "calls",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("workspace", sa.Text(), nullable=False),
+        sa.Column("id", TEXT, nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
         sa.Column("status", sa.BigInteger(), nullable=False),
-        sa.Column("provider", sa.Text(), nullable=False),
-        sa.Column("model", sa.Text(), nullable=False),
-        sa.Column("trace_id", sa.Text(), nullable=False),
+        sa.Column("provider", TEXT, nullable=False),
+        sa.Column("model", TEXT, nullable=False),
+        sa.Column("trace_id", TEXT, nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("request", sa.LargeBinary(), nullable=True),
         sa.Column("response", sa.LargeBinary(), nullable=True),
@@ -27,8 +29,8 @@ def upgrade() -> None:
 
     op.create_table(
         "spending",
-        sa.Column("workspace", sa.Text(), nullable=False),
-        sa.Column("virtual_key", sa.Text(), nullable=False),
+        sa.Column("workspace", TEXT, nullable=False),
+        sa.Column("virtual_key", TEXT, nullable=False),
         sa.Column("day", sa.BigInteger(), nullable=False),
         sa.Column("cost", sa.Double, nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),

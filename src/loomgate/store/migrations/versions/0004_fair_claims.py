@@ -1,7 +1,6 @@
 """Indexes by which a claim finds each workspace's next runs, and those that somebody has to come back to."""
 
-import sqlalchemy as sa
-from alembic import op
+from loomgate.store.migrations import add_index
 
 revision = "0004"
 down_revision = "0003"
@@ -18,5 +17,4 @@ _INDEXES = {
 def upgrade() -> None:
     """Make the indexes."""
     for name, (columns, condition) in _INDEXES.items():
-        where = sa.text(condition)
-        op.create_index(name, "runs", columns, sqlite_where=where, postgresql_where=where)
+        add_index(name, "runs", columns, condition=condition)
