@@ -81,7 +81,7 @@ class Channel:
         if entry is None:
             return
         if entry.kind & STATE and entry.mark == self.asking[0]:
-            self.asking: tuple[str, float] = ("", 0.0)
+            self.asking = ("", 0.0)
         self.entries.append((self.at, entry))
         self.size += len(row[1][1])
         for viewer in self.viewers:

@@ -106,8 +106,8 @@ class Engine:
             try:
                 while await self.store.threads.purge():
                     pass  # a transaction each: others have their turn between them
-            except LoomgateError:
-                log.exception("housekeeping failed; trying again later")
+            except LoomgateError as error:
+                log.warning("housekeeping failed, trying again later: %s", error)
             await clock.sleep(_HOUSEKEEPING_SECONDS)
 
     @property

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loomgate.settings import Settings
 
 
-_PREDECESSOR_SECONDS = 3.0  # how long a server may take to be gone that was killed a moment ago
+_PREDECESSOR_SECONDS = 1.0  # how long a server may take to be gone that was killed a moment ago
 
 
 class Store:

@@ -344,12 +344,6 @@ class Runs:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
         return (await self.queue.next_due()) / 1000 - clock.now()
 
-    async def queued(self) -> tuple[int, float]:
-        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
-        now = clock.now()
-        row = await self._db.row(_QUEUED, now=millis(now))
-        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
-
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""
         until = millis(clock.now() + lease_seconds)
