@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from loomgate.wire.events import DONE, ERROR
+from loomgate.wire.events import DONE
 
 FIRST, STATE, GAP = 1, 2, 4  # what an entry is besides its events: `Entry.kind`
 
@@ -31,11 +31,6 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     def settles(self) -> bool:
         """Whether a stream may end with it."""
         return bool(self.events) and self.events[-1] == DONE
-
-    @property
-    def breaks_off(self) -> bool:
-        """Whether streams end with it because its publisher cannot go on: the run can, and others may."""
-        return len(self.events) > 1 and self.events[-2].startswith(ERROR)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -79,17 +74,14 @@ def parsed(event_id: str) -> tuple[Place, int] | None:
 class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
-    ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come. A worker that
-    takes a run over from one that never said it had let go of it does the unfinished turn again: what it tells does not
-    follow from what was told before, as if something were missing.
+    ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come.
     """
 
-    __slots__ = ("_at_work", "_seen", "_whole", "fence")
+    __slots__ = ("_seen", "_whole", "fence")
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
         self.fence = 0  # the newest one that was told under
-        self._at_work = False  # whether that worker has the run in its hands
         self._whole = whole
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
@@ -99,11 +91,8 @@ class Order:
             return "pass"  # sent again, since nobody knew whether it had arrived
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
-        taken_over = self._at_work and entry.fence > self.fence
-        if not stale and (entry.fence or entry.settles):
-            self._at_work = not entry.settles or entry.breaks_off
         self.fence = max(self.fence, entry.fence)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or taken_over or entry.kind & GAP:
+        if missed or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"

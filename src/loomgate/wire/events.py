@@ -10,7 +10,6 @@ from loomgate.wire.threads import Message
 _encode = msgspec.json.Encoder().encode
 
 DONE = b"event: done\ndata: [DONE]\n\n"  # SSE-02
-ERROR = b"event: error\n"  # how an `error_event` begins
 KEEP_ALIVE = b": keep-alive\n\n"  # SSE-08
 
 Noun = Literal["thread.run", "thread.run.step", "thread.message"]
