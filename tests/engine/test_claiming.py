@@ -11,7 +11,7 @@ import pytest
 from tests.support.objects import make_message, make_run, make_thread
 from tests.support.waiting import until
 
-from loomgate.bus import Bus
+from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.worker import WorkerSettings
 from loomgate.gateway import Gateway, GatewayConfig
@@ -35,7 +35,7 @@ async def engine(folder: Path, **settings: float) -> AsyncGenerator[Engine, None
     schema.prepare(path)
     store = Store(SqliteDatabase(path, synchronous="normal"), Sealer(bytes(32)), [], "reject", exclusive=True)
     gateway = Gateway(GatewayConfig())
-    bus = Bus(retention_seconds=60, retention_bytes=1 << 20)
+    bus = LocalBus(retention_seconds=60, retention_bytes=1 << 20)
     # Who waits for the next poll waits for ever.
     made = Engine(store, gateway, bus, msgspec.structs.replace(WorkerSettings(poll=60.0), **settings))
     await made.start()
