@@ -85,6 +85,8 @@ def _config(config: Path | None) -> Finding:
 
 
 def _data(settings: Settings) -> list[Finding]:
+    if settings.postgres:
+        return []  # everything is there
     folder = settings.data
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -106,6 +108,11 @@ def _data(settings: Settings) -> list[Finding]:
 def _seal_key(settings: Settings) -> list[Finding]:
     from loomgate.store.seal import KEY_FILE
 
+    if settings.postgres:
+        if settings.seal_key:
+            return []  # `_of_postgres` says whether it is the right one
+        todo = "`openssl rand -hex 32` makes one; give every node the same"
+        return [Finding("problem", "Seal key", "none: nodes on PostgreSQL need the setting seal_key", todo)]
     if settings.seal_key:
         return [Finding("ok", "Seal key", "from the setting seal_key")]
     path = settings.data / KEY_FILE
@@ -201,6 +208,8 @@ def _careful(check: Callable[[Settings], list[Finding]], settings: Settings) -> 
 
 
 async def _stored(settings: Settings) -> list[Finding]:
+    if settings.postgres:
+        return await _of_postgres(settings) + await _of_redis(settings)
     path = settings.database_path
     declared = [f"{key.slug} ({key.provider})" for key in settings.virtual_keys.values()]
     if not path.exists():
@@ -229,6 +238,89 @@ async def _stored(settings: Settings) -> list[Finding]:
         _api_keys(settings, len(keys), sum(key.revoked_at is None for key in keys)),
         _virtual_keys(declared + stored),
     ]
+
+
+_OLDEST_POSTGRES = 14
+_OLDEST_REDIS = (6, 2)
+_APART = 1.0  # seconds between two clocks that are worth a word
+
+
+async def _of_postgres(settings: Settings) -> list[Finding]:
+    from loomgate.store.facts import look_at
+
+    try:
+        facts = await look_at(settings.database_url.reveal(), settings.seal_key.reveal())
+    except LoomgateError as error:
+        todo = "correct database_url, or see that the server runs and lets this machine in"
+        return [Finding("problem", "Database", str(error), todo)]
+    found = [Finding("ok", "Database", f"PostgreSQL {facts.version}: {facts.place}, revision {facts.revision}")]
+    if facts.revision != facts.head:
+        words = f"{facts.place} is at revision {facts.revision or 'none'}, this version needs {facts.head}"
+        found = [Finding("problem", "Database", words, "run `loomgate migrate`")]
+    if facts.number < _OLDEST_POSTGRES * 10_000:
+        words = f"version {facts.version} is too old"
+        found.append(Finding("problem", "PostgreSQL", words, f"use {_OLDEST_POSTGRES} or a newer one"))
+    if abs(facts.ahead) >= _APART:
+        words = f"this machine's is {abs(facts.ahead):.1f} s {'ahead of' if facts.ahead > 0 else 'behind'} PostgreSQL's"
+        state: State = "problem" if abs(facts.ahead) > settings.lease_seconds / 2 else "note"
+        found.append(Finding(state, "Clock", words, "let both keep time by NTP: leases of runs are counted by it"))
+    else:
+        found.append(Finding("ok", "Clock", "agrees with PostgreSQL's"))
+    used, most = facts.connections
+    words = f"{used} of {most} of the server's are in use; a node takes up to {settings.database_connections + 1}"
+    if most - used < settings.database_connections + 1:
+        todo = "raise PostgreSQL's max_connections, or lower database_connections"
+        found.append(Finding("note", "Connections", words, todo))
+    else:
+        found.append(Finding("ok", "Connections", words))
+    if facts.vector is None:
+        found.append(Finding("note", "pgvector", "the server does not have it; nothing needs it yet"))
+    else:
+        found.append(Finding("ok", "pgvector", f"{facts.vector} is there"))
+    if facts.sealed is False:
+        todo = "give this node the seal_key of the others"
+        found.append(Finding("problem", "Seal key", "not the one that the database is sealed with", todo))
+    elif settings.seal_key and facts.revision == facts.head:
+        words = "from the setting seal_key; " + ("the database's" if facts.sealed else "no node has used one yet")
+        found.append(Finding("ok", "Seal key", words))
+    declared = [f"{key.slug} ({key.provider})" for key in settings.virtual_keys.values()]
+    if facts.revision == facts.head:
+        found.append(_api_keys(settings, *facts.api_keys))
+    found.append(_virtual_keys(declared + [f"{slug} ({provider})" for slug, provider in facts.virtual_keys]))
+    return found
+
+
+async def _of_redis(settings: Settings) -> list[Finding]:
+    url = settings.redis_url.reveal()
+    if not url:
+        words = "none: one `loomgate serve` alone may use the database"
+        return [Finding("ok", "Redis", words)]
+    from loomgate.bus.connection import Redis, facts_of
+
+    try:
+        redis = Redis(url)
+    except ValueError as error:
+        return [Finding("problem", "Redis", f"redis_url is not the URL of a Redis: {error}", "correct it")]
+    try:
+        facts = await facts_of(redis)
+    except LoomgateError as error:
+        todo = "correct redis_url, or see that the server runs and lets this machine in; nodes go on without it"
+        return [Finding("problem", "Redis", f"not reachable: {error}", todo)]
+    finally:
+        await redis.close()
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    version = facts.get("valkey_version") or facts.get("redis_version", "0")
+    found = [Finding("ok", "Redis", f"{name} {version}")]
+    if name == "Redis" and tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_REDIS:
+        oldest = ".".join(map(str, _OLDEST_REDIS))
+        found = [
+            Finding("problem", "Redis", f"version {version} is too old", f"use {oldest} or a newer one, or Valkey")
+        ]
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and not policy.startswith("volatile-"):
+        todo = "set its maxmemory-policy to noeviction or volatile-ttl"
+        found.append(Finding("note", "Redis memory", f"{policy}: under pressure streams may lose their events", todo))
+    return found
 
 
 def _api_keys(settings: Settings, ever: int, valid: int) -> Finding:

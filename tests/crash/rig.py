@@ -133,14 +133,16 @@ class Forge:
         env: dict[str, str] | None = None,
         disk: Path | None = None,
         bound: bool = False,
+        command: tuple[str, ...] = ("serve", "--host", "127.0.0.1", "--port", "0"),
     ) -> Server:
-        """Start ``loomgate serve`` on the data folder ``folder / "data"``; returns when it listens or has ended."""
+        """Start ``loomgate serve`` (or another ``command``) on the data folder ``folder / "data"``; returns when it
+        listens or has ended."""
         self._orders += 1
         number = self._orders
         server = Server(self, folder / f"log-{number}", folder / f"trace-{number}")
         order = {
             "id": number,
-            "args": ["serve", "--host", "127.0.0.1", "--port", "0", "--data", str(folder / "data"), *args],
+            "args": [*command, "--data", str(folder / "data"), *args],
             "env": env or {},
             "cwd": str(folder),
             "log": str(server.log_path),

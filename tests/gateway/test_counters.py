@@ -226,7 +226,7 @@ async def test_a_redis_that_goes_and_comes_back(server: RedisServer, caplog: pyt
             assert (await counters.enter((), places, "c")).refused == 0
             counters.leave(places, "b")
             assert time.monotonic() - began < 1.0
-        assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["Redis does not answer"]
+        assert [record.getMessage().partition(",")[0] for record in caplog.records] == ["Redis cannot be reached"]
         server.start()
         other = Counters(nodes.node(seconds=2.0), lease=0.6)
         while counters.shared is not None and counters.shared.away:

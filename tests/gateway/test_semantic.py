@@ -20,6 +20,7 @@ from loomgate.providers.dialect import HttpCall
 from loomgate.providers.transport import Timeouts, Transport
 from loomgate.wire.endpoints import ENDPOINTS, EndpointName
 from loomgate.wire.policy import CachePolicy, Naming
+from tests.gateway.nodes import TwoNodes, nodes_at
 from tests.support.embeddings import EmbeddingsEndpoint, vector_of
 
 pytestmark = pytest.mark.anyio
@@ -62,9 +63,14 @@ async def embed(endpoint: EmbeddingsEndpoint) -> AsyncIterator[Embedding]:
     await transport.close()
 
 
-@pytest.fixture
-def cache(embed: Embedding) -> AnswerCache:
-    return AnswerCache(8 * MEGABYTE, embed)
+@pytest.fixture(params=["memory", "redis"])
+async def cache(request: pytest.FixtureRequest, embed: Embedding) -> AsyncIterator[Any]:
+    """That of one process, and that of two nodes."""
+    if request.param == "memory":
+        yield AnswerCache(8 * MEGABYTE, embed)
+        return
+    async with nodes_at(request.getfixturevalue("redis_url")) as nodes:
+        yield TwoNodes(nodes, 8 * MEGABYTE, embed)
 
 
 def user(content: Any, **more: Any) -> dict[str, Any]:

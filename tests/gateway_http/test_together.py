@@ -1,12 +1,16 @@
 """Many clients at once: each gets its own answer; a key that is taken away does not go on being of use."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from loomgate.gateway.call import Answer, Request
+from loomgate.gateway.meter import Record
+from loomgate.providers.transport import Reply
 from tests.gateway_http.caller import EVENTS, Caller, chat, openai_event, part
 from tests.support.eventually import eventually
 from tests.support.peer import Peer, answer
@@ -115,3 +119,25 @@ def test_a_stream_goes_on_when_its_key_is_revoked(gateway: Server, endpoint: Sta
         gateway.run(gateway.store.keys.revoke(made.id))
         gateway.loop.call_soon_threadsafe(go.set)
         assert b"[DONE]" in asking.rest()
+
+
+def test_calls_leave_nothing_behind_that_only_a_search_for_garbage_would_find(
+    gateway: Server, endpoint: Start, caller: Caller
+) -> None:
+    upstream = endpoint(echo)
+    client = Client(gateway.url, None, headers=caller.headers(upstream.url))
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(8):
+            body = json.dumps(chat(stream=bool(number % 2), user=f"user-{number}")).encode()
+            assert client.raw("POST", "/v1/chat/completions", body, check=False).status == 200
+        caller.log(8)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [found for found in gc.garbage if isinstance(found, (Record, Answer, Request, Reply))]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left

@@ -215,10 +215,10 @@ async def test_clocks_that_differ_are_noticed(
     store: Store, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clock, "_offset", 0.0)
-    assert abs(await store.runs.clock_ahead()) < 1
+    assert abs(await store.runs.queue.clock_ahead()) < 1
     monkeypatch.setattr(clock, "_offset", -20.0)
     expected = 0 if isinstance(database, SqliteDatabase) else -20
-    assert await store.runs.clock_ahead() == pytest.approx(expected, abs=1)
+    assert await store.runs.queue.clock_ahead() == pytest.approx(expected, abs=1)
 
 
 @asynccontextmanager

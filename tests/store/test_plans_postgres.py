@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 OTHERWISE = {
     "ledger._GET": "ix_calls_workspace_id (workspace=? AND id=?)",
     "outbox._NEXT_DUE": "ix_deliveries_due (endpoint=?)",  # and stops at the first
-    "runs._NEXT_DUE": "WALK ix_runs_due",  # likewise
+    "claims._NEXT_DUE": "WALK ix_runs_due",  # likewise
     "runs._ACTIVE_OF_ALL": "WALK ix_runs_due",  # of which it counts all
 }
 

@@ -174,7 +174,9 @@ async def _story(store: Store) -> None:
     await store.runs.page(WORKSPACE, thread.id, PageQuery())
     await store.threads.page(WORKSPACE, PageQuery(), {})
     await store.threads.modify(WORKSPACE, thread.id, lambda found: found)
-    await store.threads.add_message(WORKSPACE, make_message(thread.id))
+    other = make_thread()
+    await store.threads.create(WORKSPACE, other, [])
+    await store.threads.add_message(WORKSPACE, make_message(other.id))
 
 
 async def test_an_older_node_works_on_while_and_after_the_tables_change(

@@ -5,6 +5,7 @@ transaction with what ends the run. Ids are decided before the effect, and a tur
 died) takes over the open step of the same kind, so nothing is doubled (docs/why/journal.md).
 """
 
+import logging
 from collections.abc import Callable
 
 import msgspec
@@ -12,7 +13,7 @@ import msgspec
 from loomgate import clock
 from loomgate.engine import points
 from loomgate.engine.plan import CallModel, calls_tools
-from loomgate.errors import ProviderError
+from loomgate.errors import ProviderError, StoreAway, StoreBusy
 from loomgate.store.records import Commit
 from loomgate.store.rows import RunRow
 from loomgate.store.runs import Runs
@@ -36,6 +37,8 @@ from loomgate.wire.runs import (
     Usage,
 )
 from loomgate.wire.threads import Content, IncompleteMessage, Message, RefusalContent, Text, TextContent
+
+log = logging.getLogger(__name__)
 
 _CHECKPOINT_SECONDS = 1.0  # how much of a long answer a crash may take from readers' sight (MSG-14)
 
@@ -217,7 +220,15 @@ class Turn:
         points.reached("delta")
         if clock.now() - self._saved >= _CHECKPOINT_SECONDS and (self._behind is None or self._muted):
             self._saved = clock.now()
+            await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        try:
             await self._runs.apply(self._row, Commit(put_messages=[self._so_far()]))
+        except (StoreAway, StoreBusy) as error:
+            # The next one, or the end of the turn, stores the same text; the answer is not given up for that.
+            log.warning("run %s: what was said so far could not be stored: %s", self._row.id, error)
+        else:
             points.reached("checkpointed")
 
     def _news(self, heard: Heard, kind: str, text: str) -> str:

@@ -71,7 +71,7 @@ class Engine:
             adopted = await self.store.runs.adopt()
             if adopted:
                 log.info("taking over %d runs of a server that stopped in the middle", adopted)
-        ahead = await self.store.runs.clock_ahead()
+        ahead = await self.store.runs.queue.clock_ahead()
         if abs(ahead) > _CLOCKS_APART:
             log.warning(
                 "the clock of this host is %.1f s %s the database's: runs may be taken over or expire too early or too"
@@ -106,8 +106,8 @@ class Engine:
             try:
                 while await self.store.threads.purge():
                     pass  # a transaction each: others have their turn between them
-            except LoomgateError:
-                log.exception("housekeeping failed; trying again later")
+            except LoomgateError as error:
+                log.warning("housekeeping failed, trying again later: %s", error)
             await clock.sleep(_HOUSEKEEPING_SECONDS)
 
     @property

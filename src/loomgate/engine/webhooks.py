@@ -90,8 +90,8 @@ class _Sender:
             self._alarm.clear()
             try:
                 pause = await self._claim()
-            except LoomgateError:
-                log.exception("the webhooks for %s cannot be read; trying again", self._site)
+            except LoomgateError as error:
+                log.warning("the webhooks for %s cannot be read, trying again: %s", self._site, error)
                 pause = 1.0
             if pause > 0 and not self._stopping:
                 await clock.wait(self._alarm, min(pause, _LONGEST_SLEEP))
@@ -122,8 +122,8 @@ class _Sender:
             answer = _Answer("an error inside the server")
         try:
             await self._record(delivery, answer)
-        except LoomgateError:
-            log.exception("what came of webhook %s could not be stored; it is made again", delivery.id)
+        except LoomgateError as error:
+            log.warning("what came of webhook %s could not be stored, it is made again: %s", delivery.id, error)
 
     async def _call(self, delivery: Delivery) -> _Answer:
         now = clock.timestamp()
@@ -235,6 +235,6 @@ class Webhooks:
                     pass  # a transaction each: others have their turn between them
                 if dropped := await self.outbox.disown(before):
                     log.warning("dropped %d webhooks for endpoints that are not configured any more", dropped)
-            except LoomgateError:
-                log.exception("housekeeping of webhooks failed; trying again later")
+            except LoomgateError as error:
+                log.warning("housekeeping of webhooks failed, trying again later: %s", error)
             await clock.sleep(_HOUSEKEEPING_SECONDS)

@@ -121,6 +121,8 @@ class _Drive:
                 await self._stop()
             elif interrupted.why == "lapsed":
                 self._give_back("its lease has run out")
+            else:
+                log.info("run %s is no longer ours", self.row.id)
         except (StoreAway, StoreBusy) as error:
             self._give_back(str(error))
         except Exception:

@@ -4,7 +4,8 @@ What must live here: which requests may be answered from memory, what two of the
 answer is kept, and how much memory all of them take. What must not: calling an endpoint, HTTP, and how an answer is
 replayed as a stream (``fronts/``).
 
-Answers live in the memory of one process: a restart begins with none, and two processes have two caches.
+Answers live in the memory of one process: a restart begins with none, and two processes have two caches. Where nodes
+share a Redis, ``shared_cache`` keeps them there.
 """
 
 import asyncio
@@ -29,9 +30,9 @@ DAY = 24 * 60 * 60
 DEFAULT_MAX_AGE = 7 * DAY  # CCH-02
 LONGEST_MAX_AGE = 90 * DAY
 # An answer larger than this part of the cache is not kept: it would push out too many others.
-_LARGEST_PART = 16
+LARGEST_PART = 16
 # What one answer takes besides its bytes: the entry, its key, its places in the dictionaries. Measured; see the tests.
-_OVERHEAD = 512
+OVERHEAD = 512
 # A content type is not counted, so it must not be long.
 _LONGEST_TYPE = 128
 # How the answer is delivered, not what it says (CCH-06): a stream may be answered with what a plain request stored.
@@ -197,7 +198,7 @@ class AnswerCache:
         Only a whole JSON object or audio with status 200 (CCH-09), and none that takes more than a sixteenth of the
         cache. With a plan to refresh, it replaces the answers to all questions of like meaning too (CCH-07).
         """
-        if status != 200 or not _keepable(content_type, body):
+        if status != 200 or not keepable(content_type, body):
             return
         kind = sys.intern(content_type)
         point = await self._point(plan)
@@ -212,6 +213,9 @@ class AnswerCache:
                 if near is not None:  # it may have gone meanwhile
                     self._put(plan, key, kind, body, near.place)
         self._put(plan, plan.key, kind, body, (question.group, point))
+
+    async def close(self) -> None:
+        """Let go of what it holds outside of this process."""
 
     def _fresh(self, key: bytes, plan: CachePlan, now: float) -> _Entry | None:
         """The entry of ``key`` if it is young enough for both who stored it and who asks; it counts as used."""
@@ -231,8 +235,8 @@ class AnswerCache:
     def _put(self, plan: CachePlan, key: bytes, content_type: str, body: bytes, place: _Place | None) -> None:
         """Keep ``body`` under ``key``. What is too large takes the earlier answer away all the same: that is stale."""
         self._drop(key)
-        size = _OVERHEAD + len(body) + (place[1].size if place is not None else 0)
-        if size > self._limit // _LARGEST_PART:
+        size = OVERHEAD + len(body) + (place[1].size if place is not None else 0)
+        if size > self._limit // LARGEST_PART:
             return
         now = clock.now()
         self._entries[key] = _Entry(body, content_type, now, now + plan.max_age, size, place)
@@ -308,8 +312,8 @@ def _headers(request: Request, effective: Effective) -> dict[str, str]:
     return told
 
 
-def _keepable(content_type: str, body: bytes) -> bool:
-    """Whether an answer is whole and can be given again: a JSON object, or audio. Never a stream of events."""
+def keepable(content_type: str, body: bytes) -> bool:
+    """CCH-09: whether an answer is whole and can be given again: a JSON object, or audio. Never a stream of events."""
     if len(content_type) > _LONGEST_TYPE:
         return False
     kind = content_type.partition(";")[0].strip().lower()

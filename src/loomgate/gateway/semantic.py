@@ -11,6 +11,7 @@ signs are unusual could be overlooked, which costs one call to the model and not
 
 import asyncio
 import math
+import sys
 from array import array
 from collections.abc import Sequence
 from hashlib import sha256
@@ -145,6 +146,25 @@ class Point:
         signs = "".join(["1" if value > 0 else "0" for value in vector])
         return cls(array("f", [value / length for value in vector]), int(signs, 2))
 
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The point that `to_bytes` was asked of. Raises `ValueError` for what is none."""
+        if len(data) < 4 or len(data) < (end := 4 + 4 * int.from_bytes(data[:4], "little")):
+            raise ValueError("not the bytes of a vector")
+        vector = array("f", data[4:end])
+        if sys.byteorder != "little":
+            vector.byteswap()
+        return cls(vector, int.from_bytes(data[end:], "little"))
+
+    def to_bytes(self) -> bytes:
+        """How many coordinates there are, these, and the signs: whatever has several bytes with the least one first."""
+        vector = self.vector
+        if sys.byteorder != "little":
+            vector = array("f", vector)
+            vector.byteswap()
+        count = len(vector)
+        return count.to_bytes(4, "little") + vector.tobytes() + self.signs.to_bytes((count + 7) // 8, "little")
+
     @property
     def size(self) -> int:
         """Bytes that it takes, with its place among the `Neighbours`."""
@@ -175,6 +195,14 @@ class Neighbours:
             found.pop(key, None)
             if not found:
                 del self._groups[group]
+
+    def count(self, group: bytes) -> int:
+        """How many there are in a group."""
+        return len(self._groups.get(group, ()))
+
+    def forget(self, group: bytes) -> None:
+        """Forget all of a group."""
+        self._groups.pop(group, None)
 
     def nearest(self, group: bytes, point: Point) -> list[bytes]:
         """Keys with a cosine of at least `NEAR` to ``point``, the nearest first: the best few, found quickly."""

@@ -271,6 +271,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         # 64 MiB: a few dozen messages of 256,000 characters (BEHAVIOUR LIM-13), each \uXXXX-escaped to six bytes.
         int, Meta(ge=1024, description="Largest request body; a larger one is answered with 413.")
     ] = 64 * 1024 * 1024
+    max_upload_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            description="Largest request with a file for a bucket, which is passed on as it comes if it is larger than"
+            " `max_body_bytes` (docs/gateway/jobs.md).",
+        ),
+    ] = 1024 * 1024 * 1024
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="The least serious log line that is written.")
     ] = "info"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loomgate.settings import Settings
 
 
-_PREDECESSOR_SECONDS = 3.0  # how long a server may take to be gone that was killed a moment ago
+_PREDECESSOR_SECONDS = 1.0  # how long a server may take to be gone that was killed a moment ago
 
 
 class Store:
@@ -48,6 +48,7 @@ class Store:
     ) -> None:
         self._database = database
         self.exclusive = exclusive  # no other server uses this database
+        self.sealer = sealer
         self.outbox = Outbox(database, endpoints)
         self.assistants = Assistants(database)
         self.threads = Threads(database, self.outbox, on_active_run)

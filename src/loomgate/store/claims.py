@@ -89,6 +89,9 @@ def _text(sql: str) -> sa.TextClause:
 
 
 _NEXT_DUE = Statement(sa.select(sa.func.min(_r.c.due)).where(_r.c.due.is_not(None)))
+_WAITING = Statement(
+    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
+)
 _NAMES = Statement(_text(_SOME_WORKSPACES))
 _ANY = Statement(
     _text(f"{_CANDIDATES['sqlite']} SELECT 1 FROM candidates LIMIT 1"),
@@ -159,6 +162,12 @@ class Queue:
                 self._blocked = True
                 break
         return None
+
+    async def waiting(self) -> tuple[int, float]:
+        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
+        now = clock.now()
+        row = await self._db.row(_WAITING, now=millis(now))
+        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
 
     async def clock_ahead(self) -> float:
         """By how many seconds this host's clock is ahead of the database's, to half the time that asking takes."""

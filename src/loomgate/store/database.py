@@ -23,9 +23,9 @@ Row = tuple[Any, ...]
 
 class Compiled:
     """A statement in one engine's words: its text, the names of its parameters (in their order where the engine numbers
-    them), and the values of the literal ones."""
+    them), the values of the literal ones, and which columns of its rows are texts."""
 
-    __slots__ = ("defaults", "names", "sql")
+    __slots__ = ("defaults", "names", "sql", "texts")
 
     def __init__(self, expression: sa.ClauseElement, dialect: Dialect) -> None:
         compiled = cast(SQLCompiler, expression.compile(dialect=dialect))
@@ -34,6 +34,8 @@ class Compiled:
         self.defaults: dict[str, Any] = {
             name: bind.value for bind, name in compiled.bind_names.items() if not bind.required
         }
+        columns = compiled._result_columns  # pyright: ignore[reportPrivateUsage]
+        self.texts = [at for at, column in enumerate(columns) if isinstance(column.type, sa.String)]
 
 
 class Statement:

@@ -160,6 +160,18 @@ async def agree_on_seal(database: Database, sealer: Sealer, place: str) -> None:
     check(found[0], _SAMPLE)
 
 
+async def opens(connection: Any, sealer: Sealer) -> bool | None:
+    """Whether ``sealer`` opens what nodes have sealed; ``None`` when there was no node yet. Leaves nothing."""
+    sealed = await connection.fetchval("SELECT sealed FROM credentials WHERE id = $1", _SAMPLE)
+    if sealed is None:
+        return None
+    try:
+        sealer.open(sealed, context=_SAMPLE)
+    except StoreError:
+        return False
+    return True
+
+
 async def _leave_sample(database: Database, sealer: Sealer) -> None:
     row = {
         "id": _SAMPLE,

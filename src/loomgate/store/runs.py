@@ -106,9 +106,6 @@ _OPEN_CALLS = Statement(
     .where(_s.c.run_id == _key, _s.c.status == sa.literal_column("'in_progress'"))
     .order_by(_s.c.position.desc())
 )
-_QUEUED = Statement(
-    sa.select(sa.func.count(), sa.func.min(_r.c.due)).select_from(_r).where(_r.c.due <= sa.bindparam("now"))
-)
 _ACTIVE_OF_ALL = Statement(sa.select(sa.func.count()).select_from(_r).where(_r.c.due.is_not(None)))
 
 _decode_spec = msgspec.json.Decoder(RunSpec).decode
@@ -125,7 +122,7 @@ class Runs:
         self._db = database
         self._outbox = outbox
         self._default_rule = default_rule
-        self._queue = Queue(database)
+        self.queue = Queue(database)
 
     # What clients do
 
@@ -323,14 +320,14 @@ class Runs:
         run that holds its thread is started (RUN-34); others are handed over as they are: cancelling, past their time,
         or left behind by a worker that is gone.
         """
-        offer = await self._queue.offer(count, workspace_runs)
+        offer = await self.queue.offer(count, workspace_runs)
         if offer is None:
             return []
 
         async def work(tx: Tx) -> list[Claimed]:
             claimed: list[Claimed] = []
             until = millis(clock.now() + lease_seconds)
-            for found in await self._queue.take(tx, offer, count, worker, until):
+            for found in await self.queue.take(tx, offer, count, worker, until):
                 row = RunRow(*found[:11])
                 spec = _decode_spec(found[11])
                 startable = row.holds is not None and row.status in lifecycle.RUN["start"].sources
@@ -345,17 +342,7 @@ class Runs:
 
     async def seconds_to_next(self) -> float:
         """Seconds until some run next needs a worker; infinity when none will before somebody makes a move."""
-        return (await self._queue.next_due()) / 1000 - clock.now()
-
-    async def queued(self) -> tuple[int, float]:
-        """How many runs wait for a worker, and for how many seconds the oldest does. Walks the index of them all."""
-        now = clock.now()
-        row = await self._db.row(_QUEUED, now=millis(now))
-        return (0, 0.0) if row is None or row[1] is None else (row[0], max(0.0, now - row[1] / 1000))
-
-    async def clock_ahead(self) -> float:
-        """By how many seconds this host's clock is ahead of the database's; 0 where they are one."""
-        return await self._queue.clock_ahead()
+        return (await self.queue.next_due()) / 1000 - clock.now()
 
     async def renew(self, held: list[tuple[str, int]], lease_seconds: float) -> list[str]:
         """Renew the leases of ``held`` (run id, fencing token); answers the ids whose token is void."""

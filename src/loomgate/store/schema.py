@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEAD = "0004"  # the newest revision in migrations/versions (a test compares)
+HEAD = "0005"  # the newest revision in migrations/versions (a test compares)
 COPYING = "copying"  # the revision of a PostgreSQL database that a copy is still being written into
 _VERSIONED = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
 

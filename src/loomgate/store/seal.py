@@ -31,6 +31,7 @@ class Sealer:
             raise ValueError("a seal key has 32 bytes")
         self._cipher = AESGCM(key)
         self._mark = hmac.digest(key, b"loomgate: key for marks", "sha256")
+        self._key = key
 
     @property
     def mark(self) -> bytes:
@@ -39,18 +40,34 @@ class Sealer:
 
     def seal(self, plain: str, *, context: str) -> bytes:
         """``plain`` sealed. ``context`` says whose secret it is (kind and id) and is needed again to open it."""
+        return self.seal_bytes(plain.encode(), context=context)
+
+    def seal_bytes(self, plain: bytes, *, context: str) -> bytes:
+        """As `seal`, of bytes. For what is sealed very often, take a `derived` key each: one key is good for 2**32."""
         nonce = os.urandom(_NONCE)
-        return _VERSION + nonce + self._cipher.encrypt(nonce, plain.encode(), _VERSION + context.encode())
+        return _VERSION + nonce + self._cipher.encrypt(nonce, plain, _VERSION + context.encode())
+
+    def derived(self, purpose: str) -> "Sealer":
+        """A sealer with a key of its own for ``purpose``, always the same."""
+        return Sealer(hmac.digest(self._key, b"loomgate: key for " + purpose.encode(), "sha256"))
 
     def open(self, sealed: bytes, *, context: str) -> str:
         """The text that `seal` was given. Raises `StoreError` for another key, another context, or damage."""
+        plain = self.open_bytes(sealed, context=context)
+        try:
+            return plain.decode()
+        except UnicodeDecodeError:
+            raise StoreError(f"the sealed secret of {context} is no text") from None
+
+    def open_bytes(self, sealed: bytes, *, context: str) -> bytes:
+        """The bytes that `seal_bytes` was given. Raises as `open` does."""
         from cryptography.exceptions import InvalidTag
 
         if sealed[:1] != _VERSION:
             raise StoreError(f"the sealed secret of {context} has a form that this version does not know")
         nonce, body = sealed[1 : 1 + _NONCE], sealed[1 + _NONCE :]
         try:
-            return self._cipher.decrypt(nonce, body, _VERSION + context.encode()).decode()
+            return self._cipher.decrypt(nonce, body, _VERSION + context.encode())
         except (InvalidTag, ValueError):
             raise StoreError(
                 f"the sealed secret of {context} does not open: it was sealed with another key than the present"

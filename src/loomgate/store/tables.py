@@ -306,3 +306,7 @@ spending = sa.Table(
     sa.Column("cost", sa.Double, nullable=False),  # USD
     _integer("tokens"),
 )
+
+# A row for each connection of a node to PostgreSQL: the number of its last write, and when (store/postgres.py). Empty
+# in a SQLite file.
+writers = sa.Table("writers", metadata, _id(), _integer("number"), _integer("at"))
