@@ -74,7 +74,7 @@ def parsed(event_id: str) -> tuple[Place, int] | None:
 class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
-    ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come.
+    ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
     """
 
     __slots__ = ("_seen", "_whole", "fence")
@@ -86,6 +86,7 @@ class Order:
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
         """Whether ``entry`` is to be told, passed over, or comes after something that is missing."""
+        beheaded = self._whole and not self._seen and not entry.kind & FIRST
         before = self._seen.get(entry.by)
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
@@ -93,6 +94,6 @@ class Order:
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
         self.fence = max(self.fence, entry.fence)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or entry.kind & GAP:
+        if missed or beheaded or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"
