@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
@@ -411,7 +412,7 @@ class PostgresDatabase:
 
 def _words(error: BaseException) -> str:
     """One line that says what went wrong, without the address or the password."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     words = " ".join(str(error).split())
     return words or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
