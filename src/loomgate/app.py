@@ -24,7 +24,7 @@ from loomgate.engine.webhooks import Webhooks
 from loomgate.engine.worker import WorkerSettings
 from loomgate.errors import SettingError
 from loomgate.gateway import Gateway, GatewayConfig, ProviderConfig
-from loomgate.gateway.cache import AnswerCache
+from loomgate.gateway.cache import AnswerCache, Embed
 from loomgate.gateway.counters import Counters
 from loomgate.gateway.hosts import trusted_from_env
 from loomgate.gateway.limits import Limits
@@ -32,6 +32,8 @@ from loomgate.gateway.lookup import Lookup
 from loomgate.gateway.meter import Meter
 from loomgate.gateway.prices import Prices
 from loomgate.gateway.saved import Saved, check_declared
+from loomgate.gateway.shared import Shared
+from loomgate.gateway.shared_cache import SharedAnswerCache
 from loomgate.gateway.spending import Spending
 from loomgate.gateway.telemetry import Metrics, spans_from
 from loomgate.http.application import Application
@@ -42,12 +44,10 @@ from loomgate.providers.sigv4 import AwsKeys
 from loomgate.providers.transport import Timeouts
 from loomgate.settings import Provider, Settings
 from loomgate.store import Store, open_store
+from loomgate.store.seal import Sealer
 
 if TYPE_CHECKING:
-    from redis import asyncio as redis_py
-
     from loomgate.bus.connection import Redis
-    from loomgate.gateway.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ async def running(
     settings = application.settings
     check_declared(settings)
     redis = _redis(settings)
-    async with open_store(settings, exclusive=True, lost=lost) as store, redis_of(settings) as client:
-        counters = Counters(_shared(settings, client))
+    async with open_store(settings, exclusive=True, lost=lost) as store:
+        counters = Counters(None if redis is None else Shared(redis, settings.redis_prefix))
         limits, metrics, spans = Limits(counters), Metrics(), spans_from()
         lookup = Lookup(Saved(store, settings))
         parents = await lookup.parents()
@@ -100,12 +100,7 @@ async def running(
             days=settings.log_retention_days,
         )
         spending = Spending(limits, parents, store.ledger.spent_lately)
-        cache = _cache(_shared(settings, client, seconds=0.25), store)(
-            settings.cache_bytes,
-            _embedder(settings, application),
-            max_age=settings.cache_max_age_seconds,
-            max_age_limit=settings.cache_max_age_limit_seconds,
-        )
+        cache = _cache(settings, redis, store.sealer, _embedder(settings, application))
         gateway = Gateway(gateway_config(settings), stored=lookup.stored(), cache=cache, meter=meter, limits=limits)
         bus = _bus(settings, redis)
         webhooks = Webhooks(store.outbox, settings.webhooks, settings.webhook_retry_seconds)
@@ -144,12 +139,13 @@ async def running(
             application.engine = application.gateway = None
             await engine.close(settings.drain_seconds if left is None else left(), hurry)
             await bus.close()
-            if redis is not None:
-                await redis.close()
             await gateway.close()
             await meter.close()
             await spending.close()
             await counters.close()
+            await cache.close()
+            if redis is not None:
+                await redis.close()
             if spans is not None:
                 await asyncio.to_thread(spans.close)
 
@@ -176,42 +172,13 @@ def _bus(settings: Settings, redis: "Redis | None") -> Bus:
     return RedisBus(redis, prefix=settings.redis_prefix, retention_seconds=seconds, retention_bytes=size)
 
 
-def _shared(settings: Settings, client: "redis_py.Redis | None", seconds: float = 0.05) -> "Shared | None":
-    if client is None:
-        return None
-    from loomgate.gateway.shared import Shared
-
-    return Shared(client, settings.redis_prefix, seconds=seconds)
-
-
-def _cache(shared: "Shared | None", store: Store) -> Callable[..., AnswerCache]:
-    if shared is None:
-        return AnswerCache
-    from loomgate.gateway.shared_cache import SharedAnswerCache
-
+def _cache(settings: Settings, redis: "Redis | None", sealer: Sealer, embed: Embed | None) -> AnswerCache:
+    size, ages = settings.cache_bytes, (settings.cache_max_age_seconds, settings.cache_max_age_limit_seconds)
+    if redis is None:
+        return AnswerCache(size, embed, max_age=ages[0], max_age_limit=ages[1])
     # Answers are larger than counters, and may take their time.
-    return functools.partial(SharedAnswerCache, shared, store.sealer)
-
-
-@contextlib.asynccontextmanager
-async def redis_of(settings: Settings) -> AsyncGenerator["redis_py.Redis | None", None]:
-    """A client of the Redis that ``settings`` name, if they do. Nothing is asked of it yet."""
-    url = settings.redis_url.reveal()
-    if not url:
-        yield None
-        return
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    # One more try at once: connections that were kept are all broken after a restart of Redis.
-    client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its keyword arguments have no types
-        url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1), protocol=2
-    )
-    try:
-        yield client
-    finally:
-        await client.aclose()
+    shared = Shared(redis, settings.redis_prefix, seconds=0.25)
+    return SharedAnswerCache(shared, sealer, size, embed, max_age=ages[0], max_age_limit=ages[1])
 
 
 def gateway_config(settings: Settings) -> GatewayConfig:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from loomgate import clock
-from loomgate.bus import viewing
+from loomgate.bus import Held, viewing
 from loomgate.bus.connection import Redis
 from loomgate.bus.entries import Entry, Order, parsed
 from loomgate.bus.redis import RedisBus
 from loomgate.errors import RedisAway
-from loomgate.wire.events import DONE
+from loomgate.wire.events import DONE, frame
 from tests.bus.nodes import Nodes, Run, event, events, nodes, numbers, soon, state_of, take, told, whole
 from tests.support.engines import RedisServer, folder
 
@@ -296,6 +296,31 @@ class TestWhatIsMissing:
         run.told = 9
         assert (await whole(viewer))[-3:] == [*state_of(9), DONE]
         assert (await whole(late))[-3:] == [*state_of(9), DONE]
+
+    async def test_nothing_is_created_twice_before_one_viewer(self, made: Nodes) -> None:
+        """A state in the middle of a stream: the Node SDK throws at a message that is created again."""
+        bus = await made.add()
+        created = [frame("thread.message.created", b'{"id":"msg_%b"}' % name) for name in (b"a", b"b")]
+        run, viewer = await made.begun(bus)
+        bus.publish(run.id, created[:1])
+        await take(viewer, 2)
+        bus.held = lambda _: Held([*created, *state_of(9)], 1)
+        await redis_of(made, "XADD", f"{made.prefix}:run:{run.id}", "*", "what", "is this")
+        assert await told(viewer, 3) == [created[1], *state_of(9)]
+        late = await bus.attach(run.id, run.look)
+        assert await told(late, 4) == [*created, *state_of(9)]
+
+    async def test_who_takes_a_run_over_learns_what_viewers_were_told(self, made: Nodes) -> None:
+        a, b = await made.add(), await made.add()
+        run, viewer = await made.begun(a, count=2)
+        await take(viewer, 2)
+        assert await b.told(run.id, 2) == events(1, 2)
+        a.publish(run.id, events(90), fence=1)  # it did not know yet
+        assert await b.told(run.id, 2) == events(1, 2)
+        run.tell(b, settled=True, fence=2)
+        assert await whole(viewer) == [event(3), DONE]
+        await redis_of(made, "XTRIM", f"{made.prefix}:run:{run.id}", "MAXLEN", 1)
+        assert await b.told(run.id, 3) is None
 
 
 class TestWorkers:

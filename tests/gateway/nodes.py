@@ -5,10 +5,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from loomgate import clock
+from loomgate.bus import connection
 from loomgate.gateway.cache import Embed
 from loomgate.gateway.shared import Shared
 from loomgate.gateway.shared_cache import SharedAnswerCache
@@ -24,14 +23,16 @@ class Nodes:
         self._stack = stack
 
     def client(self) -> "Redis":
-        """A client, closed with the test."""
-        made = Redis.from_url(self.url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1), protocol=2)
+        """A client to look at it with, closed with the test."""
+        made = Redis.from_url(self.url, protocol=2)
         self._stack.push_async_callback(made.aclose)
         return made
 
     def node(self, *, seconds: float = 2.0, own_time: bool = False) -> Shared:
         """One node's door. Patient, since the machine may be busy; by the clock room unless ``own_time``."""
-        made = Shared(self.client(), self.prefix, seconds=seconds, now=None if own_time else clock.now)
+        redis = connection.Redis(self.url)
+        self._stack.push_async_callback(redis.close)
+        made = Shared(redis, self.prefix, seconds=seconds, now=None if own_time else clock.now)
         self._stack.push_async_callback(made.close)
         return made
 

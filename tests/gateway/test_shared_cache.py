@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 from loomgate import clock
 from loomgate.gateway.cache import AnswerCache, CachePlan, Hit
 from loomgate.gateway.semantic import Point, Question
-from loomgate.gateway.shared import Shared
 from loomgate.gateway.shared_cache import SharedAnswerCache
 from loomgate.store.seal import Sealer
 from tests.gateway.nodes import Nodes, TwoNodes, nodes_at
@@ -217,8 +216,7 @@ async def test_without_redis_nothing_is_found_and_nothing_kept() -> None:
         server = RedisServer(place)
         server.start()
         async with nodes_at(server.url) as nodes:
-            shared = Shared(nodes.client(), nodes.prefix, seconds=0.3)
-            cache = SharedAnswerCache(shared, Sealer(b"k" * 32), LIMIT, embed)
+            cache = SharedAnswerCache(nodes.node(seconds=0.3), Sealer(b"k" * 32), LIMIT, embed)
             plan = CachePlan(key_of(1), 3600, question=question(1))
             await cache.store(plan, 200, JSON, body_of(1))
             assert await cache.lookup(plan) is not None
@@ -232,7 +230,6 @@ async def test_without_redis_nothing_is_found_and_nothing_kept() -> None:
             while await cache.lookup(plan) is None:
                 await cache.store(plan, 200, JSON, body_of(2))
                 await asyncio.sleep(0.05)
-            await shared.close()
         server.stop()
 
 

@@ -517,3 +517,75 @@ async def test_one_task_looks_after_all_deadlines(transport: Transport) -> None:
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
+
+
+# --- requests that no task waits for ---
+
+
+async def test_a_request_that_was_started_is_settled_left_or_gone_on_with(transport: Transport) -> None:
+    async def play(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            if request.body == b"hang":
+                await peer.gone()
+                return
+            await peer.say(answer(request.body.upper()))
+
+    async with Server(play) as server:
+        call = HttpCall(server.url + "/x", {"a": "b"}, b"first")
+        line = transport.line(call)
+        assert line is not None
+        assert transport.start(line, b"x", lambda: None) is None  # there is no connection yet
+        assert await read(transport, call) == b"FIRST"
+
+        told = asyncio.Event()
+        started = transport.start(line, b"second", told.set)
+        assert started is not None
+        await told.wait()
+        assert (started.connection.over, started.connection.status) == (True, 200)
+        assert started.settle() == b"SECOND"
+
+        started = transport.start(line, b"third", lambda: None)
+        assert started is not None
+        reply = await transport.send(HttpCall(call.url, call.headers, b"third"), FOREVER, started)
+        started.leave()  # it is somebody else's
+        assert await reply.read(100) == b"THIRD"
+        assert [request.body for request in server.requests] == [b"first", b"second", b"third"]
+        assert server.requests[1].headers == server.requests[0].headers | {"content-length": "6"}
+
+        assert transport.start(line, b"no", lambda: None, lambda: False) is None
+        assert len(server.peers) == 1
+
+        started = transport.start(line, b"hang", lambda: None)
+        assert started is not None
+        started.leave()
+        await until(lambda: server.open == 0)
+        assert await read(transport, call) == b"FIRST"
+
+
+async def test_a_request_that_was_started_has_the_deadlines_that_it_would_have_had(transport: Transport) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(answer(b"ok"))
+        await peer.gone()
+
+    async with Server(play) as server:
+        call = HttpCall(server.url + "/x", {}, b"body")
+        line = transport.line(call)
+        assert line is not None
+        await read(transport, call)
+        started = transport.start(line, b"body", lambda: None)
+        assert started is not None
+        clock.advance(9.9)
+        began = clock.monotonic()
+        with pytest.raises(ProviderError, match="did not begin to answer for 10 seconds"):
+            await transport.send(call, Timeouts(first_byte=10.0), started)
+        assert clock.monotonic() - began < 5
+
+
+def test_what_one_line_cannot_say_has_none() -> None:
+    transport = Transport()
+    assert transport.line(HttpCall("http://a/x", {}, b"")) is None
+    assert transport.line(HttpCall("http://a/x", {"connection": "close"}, b"x")) is None
+    assert transport.line(HttpCall("http://a/x", {"accept-encoding": "gzip"}, b"x")) is None
+    with pytest.raises(ProviderError, match="line break"):
+        transport.line(HttpCall("http://a/x", {"a": "b\nc: d"}, b"x"))

@@ -127,6 +127,29 @@ async def test_a_statement_goes_by_its_index(connection: Any, name: str) -> None
     assert await plan(connection, STATEMENTS[name]) == "; ".join(sorted(wanted.split("; ")))
 
 
+_CANDIDATES = [
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
+    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_owed (due<?)",
+    "ix_runs_queued (workspace=? AND due<?)",
+    "ix_runs_queued_expires_at (expires_at<?)",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "searches"),
+    {
+        "claims._NAMES": ["ix_runs_queued (workspace>?)"],  # and the same once more, for the first
+        "claims._ANY": _CANDIDATES,
+        "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)", "runs key (id=?)"],
+    }.items(),
+)
+async def test_a_claim_looks_at_the_beginnings_of_its_indexes(connection: Any, name: str, searches: list[str]) -> None:
+    """Whatever the planner takes the number of candidates for: nothing reads all that is due."""
+    found = (await plan(connection, STATEMENTS[name])).split("; ")
+    assert [step for step in found if step not in {"Sort", "Function Scan", "WorkTable Scan"}] == searches
+
+
 @pytest.mark.parametrize("name", WALKS)
 async def test_what_may_walk_is_short_by_nature(connection: Any, name: str) -> None:
     assert re.search("WALK|Seq Scan", await plan(connection, STATEMENTS[name])), "it need not be listed there"

@@ -126,6 +126,12 @@ class Bus(ABC):
         ``viewer``: whose stream begins with them (see `subscribe`).
         """
 
+    async def told(self, run_id: str, fence: int) -> list[bytes] | None:
+        """All that viewers of the run were told so far; ``None`` when that is not known, or they are gone with whoever
+        told them. For a worker that takes a run over: nothing is heard any more of what an older token than ``fence``
+        has to tell."""
+        return None
+
     @abstractmethod
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> Subscription:
         """Look on from now: the stream of a request that is about to change the run. It ends at the next `DONE`.

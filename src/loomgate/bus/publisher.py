@@ -140,6 +140,11 @@ class Publisher:
             self._give_up()
         self._work.set()
 
+    async def sent(self, run_id: str) -> None:
+        """Wait until nothing of the run is unsent."""
+        while run_id in self._out:  # noqa: ASYNC110 - asked for when a worker is gone, no event for it in each sending
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS / 4)
+
     def say(self, message: bytes, *, keep: bool) -> None:
         """Send ``message`` to the other nodes; ``keep`` it while Redis is away."""
         if not keep and self._redis.away:

@@ -14,7 +14,7 @@ import msgspec
 
 from loomgate.bus import Bus, Look, Subscription
 from loomgate.bus.connection import Line, Redis, Word
-from loomgate.bus.entries import FIRST, START, STATE, Order, Place, parsed, place
+from loomgate.bus.entries import FIRST, GAP, START, STATE, Order, Place, parsed, place
 from loomgate.bus.publisher import Publisher
 from loomgate.bus.viewing import Channel, RedisSubscription, Row, judged
 from loomgate.errors import RedisAway
@@ -152,6 +152,26 @@ class RedisBus(Bus):
             viewer.begin_with(mark)
         told = [*events, DONE] if settled else events
         self._publisher.put(run_id, told, fence, FIRST if first else 0, mark)
+
+    async def told(self, run_id: str, fence: int) -> list[bytes] | None:
+        """What stands in the run's stream, if it does from the beginning on; see `Bus.told`."""
+        self._publisher.put(run_id, [], fence)
+        found: list[bytes] = []
+        order, at = Order(whole=True), START
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                await self._publisher.sent(run_id)
+                while rows := [row for row in await self.rows(run_id, at) if row[0] > at]:
+                    at = rows[-1][0]
+                    for row in rows:
+                        entry = judged(row, order)
+                        if entry is not None and entry.kind & GAP:
+                            return None
+                        if entry is not None and not entry.kind & STATE:
+                            found += entry.events
+        except (TimeoutError, RedisAway):
+            return None
+        return found
 
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> RedisSubscription:
         """Look on from now; see `Bus.subscribe`."""

@@ -41,6 +41,12 @@ def judged(row: Row, order: Order) -> Entry | None:
     return entry if verdict == "next" else None
 
 
+def _created(event: bytes) -> bytes | None:
+    """The id of the object whose creation ``event`` tells, if it does."""
+    name, created, data = event[:90].partition(b'.created\ndata: {"id":"')
+    return data.partition(b'"')[0] + name if created else None
+
+
 class Channel:
     """A run that has viewers on this node: ``entries`` holds all that came after ``base``, ``at`` is the last one read.
 
@@ -81,7 +87,7 @@ class Channel:
         if entry is None:
             return
         if entry.kind & STATE and entry.mark == self.asking[0]:
-            self.asking: tuple[str, float] = ("", 0.0)
+            self.asking = ("", 0.0)
         self.entries.append((self.at, entry))
         self.size += len(row[1][1])
         for viewer in self.viewers:
@@ -92,8 +98,8 @@ class Channel:
     def _judged(self, row: Row) -> Entry | None:
         self.at = row[0]
         entry = judged(row, self.order)
-        if entry is not None:
-            self.tail = id_of(self.at, len(entry.events) - 1) if entry.events else no_id(self.at)
+        if entry is not None and entry.events:
+            self.tail = id_of(self.at, len(entry.events) - 1)
         return entry
 
     def _trim(self) -> None:
@@ -121,6 +127,7 @@ class RedisSubscription(Subscription):
         self._order: Order | None = None  # of what was read so
         self._lost = False  # the present state has to come before anything else
         self._told = False
+        self._created: set[bytes | None] = set()  # ids of what this viewer was told the creation of
         self._mark = ""  # of the entry that this stream begins with
         self._fence = 0
         self._early: list[Entry] = []  # what is to be told after it, but came before
@@ -179,6 +186,8 @@ class RedisSubscription(Subscription):
                     continue
                 self._pending.popleft()
                 self._told = True
+                if (made := _created(found[1])) is not None:
+                    self._created.add(made)
                 if found[1] == DONE:
                     self.close()
                 return found
@@ -232,7 +241,9 @@ class RedisSubscription(Subscription):
 
     def _goes_on(self) -> bool:
         """Whether the run goes on after the `DONE` at hand, as far as this node knows."""
-        while (found := self._following()) is not None and found[1].kind & STATE:
+        while (found := self._following()) is not None and (found[1].kind & STATE or not found[1].events):
+            if found[1].kind & GAP:
+                return True
             self._take(found)
         return found is not None
 
@@ -324,7 +335,7 @@ class RedisSubscription(Subscription):
                 continue
             entry = judged((at, fields), Order(whole=False))
             again = entry is not None and last is not None and (entry.by, entry.number) == (last.by, last.number)
-            if entry is not None and not again and not entry.kind & STATE:
+            if entry is not None and entry.events and not again and not entry.kind & STATE:
                 self._pending.popleft()
                 return
         self._certain = True
@@ -431,6 +442,8 @@ class RedisSubscription(Subscription):
         """Tell ``events``; who breaks off inside of them has not seen all of the state, and gets it once more."""
         self._mark = ""
         self._early.clear()
+        # What this viewer knows of is not created again: the Node SDK (7.55) throws at that.
+        events = [event for event in events[:-1] if _created(event) not in self._created] + events[-1:]
         self._pending.clear()
         self._pending.extend((inside, event) for event in events[:-1])
         self._pending.extend((end, event) for event in events[-1:])

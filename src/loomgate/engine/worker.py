@@ -82,6 +82,7 @@ class _Drive:
         self._breaks: list[ProviderError] = []  # with which answers to the present turn broke in the middle
         self._turn_of_breaks = 0
         self._heard: Heard | None = None
+        self._takes_over = self.row.fence > 1  # the first turn here may have been begun by another worker
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -222,6 +223,11 @@ class _Drive:
         points.reached("calling")
         turn = self._turn = Turn(runs, self.row, self._run, move, self._tell, self._heard)
         self._heard = None
+        taken_over, self._takes_over = self._takes_over and bool(move.left_open), False
+        told = await self._worker.bus.told(self.row.id, self.row.fence) if taken_over else None
+        if told is not None and not await turn.taken_over(told):
+            self._journal = await runs.journal(self.row.id)
+            return False
         try:
             try:
                 end = await self._stream(call, move, turn)

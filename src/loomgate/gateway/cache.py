@@ -214,6 +214,9 @@ class AnswerCache:
                     self._put(plan, key, kind, body, near.place)
         self._put(plan, plan.key, kind, body, (question.group, point))
 
+    async def close(self) -> None:
+        """Let go of what it holds outside of this process."""
+
     def _fresh(self, key: bytes, plan: CachePlan, now: float) -> _Entry | None:
         """The entry of ``key`` if it is young enough for both who stored it and who asks; it counts as used."""
         found = self._entries.get(key)

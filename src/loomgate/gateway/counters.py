@@ -207,7 +207,7 @@ class Counters:
         arguments += [place.most for place in places]
         keys = [shared.name("rate", rate.name) for rate in rates] + [shared.name("at", place.name) for place in places]
         try:
-            found = await shared.run(_ENTER, keys, *arguments, self._lease, who)
+            found = await shared.run(_ENTER, keys, *arguments, repr(self._lease), who)
         except asyncio.CancelledError:
             self._gone(places, who)  # it may have been let in by now
             raise
@@ -303,7 +303,7 @@ class Counters:
             said = {name: list(there) for name, there in self._places.items()}
             await asyncio.gather(
                 *(
-                    shared.run(_STAY, [shared.name("at", name)], shared.now, self._lease, *there)
+                    shared.run(_STAY, [shared.name("at", name)], shared.now, repr(self._lease), *there)
                     for name, there in said.items()
                 )
             )

@@ -1,7 +1,7 @@
-"""The door to the Redis that the nodes share: one way there for cache, counters and whatever else may do without it.
+"""The gateway's way to the Redis that the nodes share: for cache and counters, which can do without it.
 
 What must live here: putting the commands of a moment into one trip, the longest wait for it, and leaving a Redis in
-peace that does not answer. What must not: what the commands mean.
+peace that does not answer. What must not: what the commands mean, or the client library (``bus/connection``).
 
 Nobody's request fails or hangs because of Redis. A command that is not answered in time, or is refused, has the result
 `AWAY`, by which its caller does without; then nothing is asked for a second, and one trip tries whether it is back.
@@ -14,18 +14,21 @@ from functools import partial
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final, final
 
+from loomgate.errors import RedisAway
+
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from loomgate.bus.connection import Line, Redis
 
 log = logging.getLogger(__name__)
 
-Argument = str | bytes | int | float
+Argument = str | bytes | int
 
 _PAUSE = 1.0  # seconds for which a Redis that did not answer is not asked
-_TRIPS = 8  # under way at a time: what comes meanwhile shares the next one
+_TRIPS = 8  # under way at a time, each on a connection of its own: what comes meanwhile shares the next one
 _COMMANDS = 200  # of one trip
 _STALL = 0.01  # a time-out that is so much late tells of our own event loop, not of Redis
 _NOTED = 60.0  # seconds between warnings of commands that Redis refuses
+_UNKNOWN = "No matching script"  # how it says that it has no script of that digest
 
 
 @final
@@ -55,21 +58,22 @@ _Asked = tuple[_Command, "asyncio.Future[Any] | None"]
 
 
 class Shared:
-    """Commands to ``client`` (redis-py's, answers as bytes), each waiting ``seconds`` at most. For one event loop.
+    """Commands to ``redis``, each waiting ``seconds`` at most; answers are bytes. For one event loop.
 
     ``prefix`` is what all names there begin with; `name` puts it in front. ``now`` is the time that scripts go by, in
     seconds since the epoch; ``None``: Redis' own clock, so that nodes whose clocks differ count alike.
     """
 
     def __init__(
-        self, client: "Redis", prefix: str, *, seconds: float = 0.05, now: Callable[[], float] | None = None
+        self, redis: "Redis", prefix: str, *, seconds: float = 0.05, now: Callable[[], float] | None = None
     ) -> None:
-        self._client = client
+        self._redis = redis
         self._prefix = prefix
         self._seconds = seconds
         self._now = now
         self._queue: list[_Asked] = []
         self._trips: set[asyncio.Task[None]] = set()
+        self._lines: list[Line] = []  # those that are in nobody's hands
         self._soon = False
         self._again = 0.0  # when to ask again; 0: it answers
         self._noted = float("-inf")
@@ -105,11 +109,15 @@ class Shared:
         self._put(((script, len(keys), *keys, *arguments), None))
 
     async def close(self) -> None:
-        """Let what was told go out; the client is its owner's to close."""
-        while self._queue or self._trips:
-            if not self._trips:
-                self._send()
-            await asyncio.gather(*self._trips, return_exceptions=True)
+        """Let what was told go out, if Redis is there, and break off."""
+        self._send()
+        if self._trips:
+            await asyncio.wait(self._trips, timeout=self._seconds)
+        for trip in tuple(self._trips):
+            trip.cancel()
+        await asyncio.gather(*self._trips, return_exceptions=True)
+        for line in self._lines:
+            await line.close()
 
     def _asked(self, command: _Command) -> "asyncio.Future[Any]":
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -119,7 +127,7 @@ class Shared:
     def _put(self, asked: _Asked) -> None:
         if self._again:
             loop = asyncio.get_running_loop()
-            if loop.time() < self._again:
+            if loop.time() < self._again or len(self._trips) >= _TRIPS:
                 _answer(asked, AWAY)
                 return
             self._again = loop.time() + _PAUSE  # this trip tries it; the others go on without
@@ -142,7 +150,7 @@ class Shared:
     def _back(self, timer: asyncio.TimerHandle, trip: "asyncio.Task[None]") -> None:
         timer.cancel()
         self._trips.discard(trip)
-        if self._queue:
+        if self._queue and not self._soon:
             self._send()
 
     def _late(self, trip: "asyncio.Task[None]", end: float, first: bool, batch: list[_Asked]) -> None:
@@ -154,40 +162,46 @@ class Shared:
             end = loop.time() + self._seconds
             loop.call_at(end, self._late, trip, end, False, batch)
             return
-        trip.cancel()
+        # The trip goes on, and may find it: a connection can take longer than anybody should wait.
         self._lost(batch, f"no answer in {self._seconds * 1000:.0f} ms")
 
     async def _carry(self, batch: list[_Asked]) -> None:
-        from redis.exceptions import NoScriptError, RedisError  # the library is for those who have a Redis
-
+        line = self._lines.pop() if self._lines else self._redis.line()
         try:
-            answers = await self._trip([_sent(command) for command, _ in batch])
-            unknown = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            answers = await self._calls(line, [_sent(command) for command, _ in batch])
+            unknown = [at for at, answer in enumerate(answers) if _UNKNOWN in str(answer)]
             if unknown:
-                texts = await self._trip([_sent(batch[at][0], whole=True) for at in unknown])
+                texts = await line.calls([_sent(batch[at][0], whole=True) for at in unknown])
                 for at, answer in zip(unknown, texts, strict=True):
                     answers[at] = answer
-        except (RedisError, OSError) as error:
-            self._lost(batch, str(error) or type(error).__name__)
+        except RedisAway as error:
+            self._lost(batch, str(error))
             return
+        finally:
+            self._lines.append(line)
         if self._again:
             self._again = 0.0
-            log.warning("Redis answers again")
+            log.info("Redis answers again")
         for asked, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
+            if isinstance(answer, RedisAway):
                 self._refused(answer)
                 answer = AWAY  # noqa: PLW2901 - as its caller is to see it
             _answer(asked, answer)
 
-    async def _trip(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)  # pyright: ignore[reportUnknownMemberType, reportUnusedCoroutine] - it queues
-            return await pipe.execute(raise_on_error=False)
+    @staticmethod
+    async def _calls(line: "Line", commands: list[tuple[Argument, ...]]) -> list[Any]:
+        used = line.open
+        try:
+            return await line.calls(commands)
+        except RedisAway:
+            if not used:
+                raise
+            # A connection that was kept is broken after a restart of Redis.
+            return await line.calls(commands)
 
     def _lost(self, batch: list[_Asked], why: str) -> None:
-        if not self._again:
-            log.warning("Redis does not answer, this node goes on without it: %s", why)
+        if not self._again and not self._redis.away:  # which was told already
+            log.warning("Redis does not answer in time, going on without it: %s", why)
         self._again = asyncio.get_running_loop().time() + _PAUSE
         batch, self._queue = batch + self._queue, []
         for asked in batch:

@@ -204,6 +204,10 @@ class SharedAnswerCache(AnswerCache):
             await asyncio.gather(*(self._keep(plan, key, kept, there=True) for key in near if key != plan.key))
         await self._keep(plan, plan.key, kept, question.group, point)
 
+    async def close(self) -> None:
+        """Break off the way to Redis."""
+        await self._shared.close()
+
     def _asked(self, key: bytes) -> "asyncio.Future[Any]":
         return self._shared.ask("GET", f"{self._prefix}answer:{_word(key)}")
 
@@ -220,7 +224,7 @@ class SharedAnswerCache(AnswerCache):
         age = now - kept.stored
         if age >= min(kept.max_age, plan.max_age) or age < -_SKEW:
             return None
-        self._shared.tell("ZADD", self._beside[0], "XX", now, who)
+        self._shared.tell("ZADD", self._beside[0], "XX", repr(now), who)
         return kept
 
     async def _keep(

@@ -26,7 +26,7 @@ from loomgate.wire.endpoints import ENDPOINTS
 
 _CHAT = ENDPOINTS["chat"]
 _MOST_LINES = 100  # models of one client that are remembered
-_SOON = 1.0  # seconds: time-outs below this are kept by a task from the start
+_SOON = 5.0  # seconds: time-outs below this are kept by a task from the start
 
 
 class _Way(NamedTuple):
@@ -136,7 +136,7 @@ class Straight:
             or effective.after
             or effective.cache is not None
             or effective.breaker is not None
-            or (effective.request_timeout or 1000) < _SOON * 1000
+            or (effective.request_timeout or 1e9) < _SOON * 1000
         ):
             return None
         return Way(request.workspace, number, effective)

@@ -21,7 +21,7 @@ from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.fronts.errors import refusal_body
 from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
-from loomgate.http.body import Left, read_body
+from loomgate.http.body import Arriving, Left, arriving, read_body
 from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
@@ -83,12 +83,12 @@ class GatewayRoutes:
 
     def __init__(self, application: "Application") -> None:
         self._application = application
-        self.patience = _Patience()
+        self._patience = Patience(_MOMENT)
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, endpoint: Endpoint, path: str, request: Request | None = None
     ) -> Request | None:
-        """Answer one request, whatever happens, and return it if its answer was a whole one; ``request`` if it was read
+        """Answer one request, whatever happens, and return it if its answer was a whole 200; ``request`` if it was read
         already."""
         request_id = new_request_id()
         head = [(b"x-request-id", request_id.encode())]
@@ -101,7 +101,8 @@ class GatewayRoutes:
                 raise overloaded()
             if request is None:
                 request = await self.read(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive, self.patience)
+            if request.source is None:  # else the body is still on its way, and who reads it sees the client leave
+                leaving = _Leaving(receive, self._patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -109,9 +110,10 @@ class GatewayRoutes:
             head += answer_headers(answer)
             if answer.stream is None:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
-                return request
+                return request if answer.status == 200 else None
             started = True
-            leaving.begin()
+            if leaving is not None:
+                leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
             await _send_refusal(send, scope, head, error, endpoint)
@@ -169,9 +171,14 @@ class GatewayRoutes:
                 426, "Expected a WebSocket: send the headers of its handshake.", headers={"upgrade": "websocket"}
             )
         body = b""
+        source: Arriving | None = None
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
-            body = await read_body(receive, headers, self._application.settings.max_body_bytes)
+            settings = self._application.settings
+            if endpoint.name == "files" and content_type == "multipart/form-data":
+                source = arriving(receive, headers, settings.max_body_bytes, settings.max_upload_bytes)
+            if source is None:
+                body = await read_body(receive, headers, settings.max_body_bytes)
             known = content_type in _COMPLIANT or content_type.startswith("audio") or not content_type
             if body and endpoint.mapped and not known:
                 raise bad_request("Invalid content type passed", code="invalid_content_type")  # VAL-01
@@ -180,7 +187,7 @@ class GatewayRoutes:
         query: bytes = scope["query_string"]
         if azure:
             query, body = _from_azure(scope["path"], query, body)
-        return Request(
+        made = Request(
             endpoint,
             caller.naming,
             caller.workspace,
@@ -193,6 +200,8 @@ class GatewayRoutes:
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
+        made.source = source
+        return made
 
 
 def _at_azure(path: str) -> tuple[Endpoint, str] | None:
@@ -318,23 +327,27 @@ class _Waiting(Protocol):
     def begin(self) -> None: ...
 
 
-class _Patience:
-    """Lets requests ``begin`` after a moment: one timer for all of them, since few are still there then."""
+class Patience:
+    """Lets what was added ``begin`` after a moment, of half of ``seconds`` up to all of them, unless it was removed
+    before: one timer for all, since few are still there then."""
 
-    __slots__ = ("_loop", "_new", "_old")
+    __slots__ = ("_loop", "_new", "_old", "seconds")
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None  # whose timer runs
         self._new: set[_Waiting] = set()  # since the last look
         self._old: set[_Waiting] = set()  # of the time before it
 
     def add(self, leaving: _Waiting) -> None:
+        """Let it begin after the moment."""
         self._new.add(leaving)
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.get_running_loop()
-            self._loop.call_later(_MOMENT / 2, self._look)
+            self._loop.call_later(self.seconds / 2, self._look)
 
     def remove(self, leaving: _Waiting) -> None:
+        """It need not begin any more."""
         self._new.discard(leaving)
         self._old.discard(leaving)
 
@@ -343,7 +356,7 @@ class _Patience:
         for leaving in patient:
             leaving.begin()
         if self._old and self._loop is not None:
-            self._loop.call_later(_MOMENT / 2, self._look)
+            self._loop.call_later(self.seconds / 2, self._look)
         else:
             self._loop = None
 
@@ -356,7 +369,7 @@ class _Leaving:
 
     __slots__ = ("_patience", "_receive", "_task", "_watching", "gone")
 
-    def __init__(self, receive: Receive, patience: "_Patience") -> None:
+    def __init__(self, receive: Receive, patience: Patience) -> None:
         self._receive = receive
         self._task = asyncio.current_task()
         self._watching: asyncio.Task[None] | None = None

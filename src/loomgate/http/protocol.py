@@ -92,14 +92,14 @@ class Cycle(RequestResponseCycle):
         for name, value in headers:
             if name in _FRAMING and (name != b"content-length" or value != length):
                 return None
-        made = STATUS_LINE[status] + b"\r\n".join([b"%b: %b" % pair for pair in headers])
+        made = STATUS_LINE[status] + b"\r\n".join([b": ".join(pair) for pair in headers])
         lines = len(headers)
         if not self.keep_alive:
             made += b"\r\nconnection: close"
             lines += 1
         if made.count(b"\n") != lines or made.count(b"\r") != lines or b"\0" in made:
             return None  # a header that would be several: uvicorn refuses it
-        return b"%b\r\n\r\n%b" % (made, body)
+        return b"".join((made, b"\r\n\r\n", body))
 
     def whole(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer, its length among its ``headers``, from outside of any task."""

@@ -5,16 +5,18 @@ What must not: another reading of a request, or another answer, than `GatewayRou
 request of every client, and goes on with whatever does not come at once.
 """
 
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from loomgate.errors import ApiError, StoreError
 from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.straight import Passing, Way
 from loomgate.http.auth import Auth, Known
-from loomgate.http.gateway import GatewayRoutes, answer_headers
+from loomgate.http.gateway import GatewayRoutes, Patience, answer_headers
 from loomgate.wire.endpoints import ENDPOINTS
 from loomgate.wire.ids import new_request_id
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _CHAT = ENDPOINTS["chat"]
 _LENGTH = b"content-length"
+_MOMENT = 2.0  # seconds after which a task looks after a request at the latest: less than any time-out here
 _SHORT = 32 * 1024  # bytes of a body
 _Headers = list[tuple[bytes, bytes]]
 
@@ -77,7 +80,8 @@ class Straight:
 
     def __init__(self, application: "Application", routes: GatewayRoutes) -> None:
         self._application = application
-        self._routes = routes
+        self.routes = routes
+        self.patience = Patience(_MOMENT)
 
     def waits(self, cycle: "Cycle") -> bool:
         """Whether the rest of the body of ``cycle`` is worth waiting for: it is short and will not be refused."""
@@ -99,23 +103,23 @@ class Straight:
             return False
         if len(cycle.body) > self._application.settings.max_body_bytes:
             return False
-        trip = Trip(self._routes, protocol, cycle, client.asks(headers, bytes(cycle.body)))
+        trip = Trip(self, protocol, cycle, client.asks(headers, bytes(cycle.body)))
         if not gateway.straight.begin(client.way, trip):
             return False
         protocol.trip = trip
-        self._routes.patience.add(trip)
+        self.patience.add(trip)
         return True
 
     def other(self, protocol: "Protocol") -> ASGIApp:
         """Answers a request that is not taken, in a task, after which one like it may be."""
+        if self._application.quota is not None:
+            return self._application  # which sees the request's end
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            request = await self._routes(scope, receive, send, _CHAT, _CHAT.path)
+            request = await self.routes(scope, receive, send, _CHAT, _CHAT.path)
             if request is not None:
-                try:
+                with contextlib.suppress(ApiError, StoreError):  # for the next request to tell
                     await self._learn(protocol, scope, request)
-                except Exception:
-                    log.exception("what a client says could not be remembered")
 
         return app
 
@@ -139,11 +143,11 @@ class Straight:
 class Trip(Passing):
     """A request under way, and the connection that waits for its answer."""
 
-    __slots__ = ("_cycle", "_protocol", "_routes")
+    __slots__ = ("_cycle", "_protocol", "_straight")
 
-    def __init__(self, routes: GatewayRoutes, protocol: "Protocol", cycle: "Cycle", request: Request) -> None:
+    def __init__(self, straight: Straight, protocol: "Protocol", cycle: "Cycle", request: Request) -> None:
         super().__init__(request)
-        self._routes = routes
+        self._straight = straight
         self._protocol = protocol
         self._cycle = cycle
 
@@ -167,7 +171,7 @@ class Trip(Passing):
         """It takes its time: from here on a task waits for it, which may be cancelled like any other."""
         self._over()
         self.request.ahead = self
-        self._protocol.begin(self._cycle, partial(_go_on, self._routes, self.request))
+        self._protocol.begin(self._cycle, partial(_go_on, self._straight.routes, self.request))
 
     def gone(self) -> None:
         """The client has left."""
@@ -177,7 +181,7 @@ class Trip(Passing):
 
     def _over(self) -> None:
         self._protocol.trip = None
-        self._routes.patience.remove(self)
+        self._straight.patience.remove(self)
 
 
 async def _go_on(routes: GatewayRoutes, request: Request, scope: Scope, receive: Any, send: Any) -> None:

@@ -51,6 +51,11 @@ class Watch:
         self._scope: asyncio.Timeout | None = None
         self._stopped = False
 
+    def began(self, at: float) -> None:
+        """The call was sent at the time ``at``, before anybody kept watch."""
+        self.due -= (gone := max(0.0, clock.now() - at))
+        self.end -= gone
+
     def begin(self, phase: Phase, seconds: float, now: float) -> None:
         """Give the call ``seconds`` from ``now`` on."""
         self.phase = phase

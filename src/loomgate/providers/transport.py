@@ -184,11 +184,12 @@ class Started:
     """A request on its way for which no task waits, see `Transport.start`. `settle` it, give it to `Transport.send`, or
     `leave` it."""
 
-    __slots__ = ("_transport", "connection", "over")
+    __slots__ = ("_transport", "at", "connection", "over")
 
     def __init__(self, transport: "Transport", connection: Connection) -> None:
         self._transport = transport
         self.connection = connection
+        self.at = clock.now()
         self.over = False  # whether it is somebody else's by now
 
     def settle(self) -> bytes:
@@ -278,6 +279,7 @@ class Transport:
             connection, entered, pool = started.connection, True, started.connection.pool
             connection.listener = None
             started.over = True
+            watch.began(started.at)
         else:
             entered = pool.enter()
         try:
