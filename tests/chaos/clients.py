@@ -75,6 +75,18 @@ class Client:
         except Stuck as stuck:
             self._notes.stuck.append(f"client {self._name}: {stuck}")
 
+    async def tidy(self) -> list[str]:
+        """Bring runs to their end that nobody knows of, since an attempt without an answer was done late, after
+        another one. Only their client's turn is waited for: answers the others, which ought to be over."""
+        hanging: list[str] = []
+        for thread in await self.all("/v1/threads"):
+            for run in await self.all(f"/v1/threads/{thread['id']}/runs"):
+                if run["status"] == "requires_action":
+                    await self._settle(run)
+                elif run["status"] in lifecycle.ACTIVE:
+                    hanging.append(f"run {run['id']} is still {run['status']}")
+        return hanging
+
     # --- stories ---
 
     async def _story(self) -> None:

@@ -81,7 +81,10 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
             task.cancel()
         await asyncio.gather(suffering, *working, return_exceptions=True)
     crowd.deadline = ended + 120
-    stored, wrong = await read(cluster.url, folder, Client(crowd, len(clients)))
+    owner = Client(crowd, len(clients))
+    wrong = await owner.tidy()
+    stored, found = await read(cluster.url, folder, owner)
+    wrong += found
     wrong += judge(crowd.notes, stored)
     for node in cluster.nodes.values():
         status = await node.stop()
