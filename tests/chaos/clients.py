@@ -22,7 +22,10 @@ _REQUEST = 8.0  # seconds for an answer
 _SILENCE = 6.0  # seconds without a byte of a stream, in which there should be several comments
 _CANCELLED_TOO_LATE = ("completed", "cancel", "expired", "failed", "incomplete")
 TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}}}}
+    {
+        "type": "function",
+        "function": {"name": name, "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}}},
+    }
     for name in ("look", "count")
 ]
 
@@ -90,9 +93,7 @@ class Client:
     # --- stories ---
 
     async def _story(self) -> None:
-        kind = self._chance.choices(
-            ["plain", "stream", "tools", "slow", "cancel", "whole"], [3, 4, 6, 2, 2, 3]
-        )[0]
+        kind = self._chance.choices(["plain", "stream", "tools", "slow", "cancel", "whole"], [3, 4, 6, 2, 2, 3])[0]
         if kind == "whole":
             run = await self._whole()
         else:

@@ -272,7 +272,9 @@ def _locks(stored: Stored) -> Iterator[str]:
     for thread, runs in stored.runs.items():
         last, whose, over = 0, "", 0
         for run in runs:
-            places = [stored.places[step["id"]] for step in stored.steps.get(run["id"], ()) if step["id"] in stored.places]
+            places = [
+                stored.places[step["id"]] for step in stored.steps.get(run["id"], ()) if step["id"] in stored.places
+            ]
             if places and min(places) < last:
                 yield f"thread {thread}: run {run['id']} wrote before {whose} was over"
             last, whose = max([last, *places]), run["id"] if places else whose

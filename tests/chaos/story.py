@@ -66,7 +66,7 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
     working = [asyncio.create_task(client.work()) for client in clients]
     watching = asyncio.create_task(_watch(crowd, cluster, began))
     try:
-        while crowd.left > 0 and not all(task.done() for task in working):
+        while crowd.left > 0 and not all(task.done() for task in working):  # noqa: ASYNC110 - looks, ten times a second
             await asyncio.sleep(0.1)
         over.set()
         await suffering
