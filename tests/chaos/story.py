@@ -97,7 +97,8 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
     lines = [
         f"{sum(map(len, stored.runs.values()))} runs, {sum(map(len, stored.messages.values()))} messages in"
         f" {len(stored.runs)} threads, {len(notes.streams)} streams ({crowd.resumed} times resumed,"
-        f" {crowd.resyncs} times begun anew), {crowd.lost} requests without an answer",
+        f" {crowd.resyncs} times begun anew), {crowd.lost.total()} requests without an answer",
+        "without an answer: " + "; ".join(f"{count} {why}" for why, count in crowd.lost.most_common(8)),
         f"{len(cluster.faults)} faults ({counts}) in {mended - began:.0f} s; all was over {ended - mended:.1f} s later",
     ]
     return Told(wrong, lines)
