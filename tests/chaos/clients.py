@@ -9,6 +9,7 @@ nothing to see.
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -18,11 +19,14 @@ from loomgate.wire import lifecycle
 from tests.chaos.judge import Notes, Object, Piece, Script, Stream, Tried
 from tests.chaos.web import Lost, Refused, ask, asked, blocks
 
-_REQUEST = 8.0  # seconds for an answer
-_SILENCE = 6.0  # seconds without a byte of a stream, in which there should be several comments
+_REQUEST = 5.0  # seconds for an answer
+_SILENCE = 4.0  # seconds without a byte of a stream, in which there should be several comments
 _CANCELLED_TOO_LATE = ("completed", "cancel", "expired", "failed", "incomplete")
 TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}}}}
+    {
+        "type": "function",
+        "function": {"name": name, "parameters": {"type": "object", "properties": {"at": {"type": "integer"}}}},
+    }
     for name in ("look", "count")
 ]
 
@@ -41,7 +45,7 @@ class Crowd:
         self.notes = Notes()
         self.assistant = ""
         self.deadline: float | None = None  # on `clock.monotonic`, once the faults have stopped
-        self.lost = 0  # requests without an answer
+        self.lost: Counter[str] = Counter()  # requests without an answer, by the reason
         self.resumed = 0  # streams that were taken up again
         self.resyncs = 0  # streams that began anew
 
@@ -75,12 +79,22 @@ class Client:
         except Stuck as stuck:
             self._notes.stuck.append(f"client {self._name}: {stuck}")
 
+    async def tidy(self) -> list[str]:
+        """Bring runs to their end that nobody knows of, since an attempt without an answer was done late, after
+        another one. Only their client's turn is waited for: answers the others, which ought to be over."""
+        hanging: list[str] = []
+        for thread in await self.all("/v1/threads"):
+            for run in await self.all(f"/v1/threads/{thread['id']}/runs"):
+                if run["status"] == "requires_action":
+                    await self._settle(run)
+                elif run["status"] in lifecycle.ACTIVE:
+                    hanging.append(f"run {run['id']} is still {run['status']}")
+        return hanging
+
     # --- stories ---
 
     async def _story(self) -> None:
-        kind = self._chance.choices(
-            ["plain", "stream", "tools", "slow", "cancel", "whole"], [3, 4, 6, 2, 2, 3]
-        )[0]
+        kind = self._chance.choices(["plain", "stream", "tools", "slow", "cancel", "whole"], [3, 4, 6, 2, 2, 3])[0]
         if kind == "whole":
             run = await self._whole()
         else:
@@ -136,8 +150,9 @@ class Client:
     def _port(self) -> int:
         return self._chance.choice(self._crowd.ports)
 
-    async def _pause(self, what: str) -> None:
-        self._crowd.lost += 1
+    async def _pause(self, what: str, lost: Lost) -> None:
+        what = f"{what}: {lost}"
+        self._crowd.lost[str(lost)[:90]] += 1
         self._crowd.check(what)
         await asyncio.sleep(self._chance.uniform(0.02, 0.4))
 
@@ -147,7 +162,7 @@ class Client:
             try:
                 return await ask(self._port(), "GET", path, patience=_REQUEST)
             except Lost as lost:
-                await self._pause(f"GET {path}: {lost}")
+                await self._pause(f"GET {path}", lost)
 
     async def all(self, path: str) -> list[Object]:
         """A whole list, oldest first."""
@@ -180,7 +195,7 @@ class Client:
             try:
                 made = await send(tried)
             except Lost as lost:
-                await self._pause(f"a {kind}: {lost}")
+                await self._pause(f"a {kind}", lost)
             except Refused as refused:
                 tried.refused = True
                 if "active" not in refused.message or thread is None:
@@ -282,7 +297,7 @@ class Client:
             try:
                 return self._notes.saw(await ask(self._port(), "POST", path + "/cancel", {}, _REQUEST))
             except Lost as lost:
-                await self._pause(f"cancelling {run['id']}: {lost}")
+                await self._pause(f"cancelling {run['id']}", lost)
             except Refused as refused:
                 if not any(word in refused.message for word in _CANCELLED_TOO_LATE):
                     self._notes.odd.append(f"cancelling {run['id']}: {refused}")
@@ -319,7 +334,7 @@ class Client:
                 self._notes.saw(await ask(self._port(), "POST", path + "/submit_tool_outputs", body, _REQUEST))
             self._notes.submitted |= set(calls)
         except Lost as lost:
-            await self._pause(f"submitting to {run['id']}: {lost}")  # `_settle` looks, and comes again if need be
+            await self._pause(f"submitting to {run['id']}", lost)  # `_settle` looks, and comes again if need be
         except Refused as refused:
             if run["id"] not in self._notes.cancelled and "requires_action" not in refused.message:
                 now = await self._get(path)
@@ -366,7 +381,7 @@ class Client:
             try:
                 await self._read(stream, last, "GET", path, None, headers)
             except Lost as lost:
-                await self._pause(f"the stream of {stream.run}: {lost}")
+                await self._pause(f"the stream of {stream.run}", lost)
 
     async def _read(
         self, stream: Stream, last: list[Object], method: str, path: str, body: object, headers: dict[str, str]

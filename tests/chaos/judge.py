@@ -272,7 +272,9 @@ def _locks(stored: Stored) -> Iterator[str]:
     for thread, runs in stored.runs.items():
         last, whose, over = 0, "", 0
         for run in runs:
-            places = [stored.places[step["id"]] for step in stored.steps.get(run["id"], ()) if step["id"] in stored.places]
+            places = [
+                stored.places[step["id"]] for step in stored.steps.get(run["id"], ()) if step["id"] in stored.places
+            ]
             if places and min(places) < last:
                 yield f"thread {thread}: run {run['id']} wrote before {whose} was over"
             last, whose = max([last, *places]), run["id"] if places else whose
@@ -313,16 +315,17 @@ class _Viewer:
 
     def __init__(self, stream: Stream, runs: dict[str, Object], messages: dict[str, Object], stored: Stored) -> None:
         self._stream, self._runs, self._messages, self._stored = stream, runs, messages, stored
-        self._ids = set[str]()
         self._status: str | None = None
         self._done = False
+        self._created = set[str]()  # over this connection: SDKs throw at what is created again
         self._anew(state=False)
 
     def _anew(self, *, state: bool) -> None:
-        self._state = state  # what comes next may be the present state
+        self._state = state  # it began with the present state
+        self._ids = set[str]()
         self._message: str | None = None
         self._content: Object = {}
-        self._made = set[str]()  # messages and steps created since
+        self._made = set[str]()  # messages and steps created since, or shown by the state
         self._ended = set[str]()
         self._steps: list[str] = []  # told of since, in order
         self._calls: dict[str, Object] = {}
@@ -330,11 +333,13 @@ class _Viewer:
     def faults(self) -> Iterator[str]:
         """What is wrong with it."""
         for piece in self._stream.pieces:
-            if piece.what == "comment":
+            if piece.what == "break":
+                self._created.clear()
+            elif piece.what == "comment":
                 if RESYNC in (piece.name or ""):
                     yield from self._gapless()
                     self._anew(state=True)
-            elif piece.what == "event":
+            else:
                 if piece.id and not piece.id.endswith("-state"):
                     if piece.id in self._ids:
                         yield f"the event {piece.id} ({piece.name}) is told twice"
@@ -374,11 +379,15 @@ class _Viewer:
         if id not in self._steps:
             self._steps.append(id)
         if verb == "created":
-            if id in self._made:
+            if id in self._made | self._created:
                 yield f"step {id} is created a second time"
             self._made.add(id)
-            if self._state:
-                self._calls[id] = _shown(step["step_details"])
+            self._created.add(id)
+        if self._state and verb in ("created", "in_progress") and id not in self._calls:
+            self._made.add(id)
+            self._calls[id] = _shown(step["step_details"])
+        elif verb == "created":
+            pass
         elif id in self._ended:
             yield f"thread.run.step.{verb} of {id}, which has ended"
         elif verb in ("delta", "in_progress"):
@@ -396,14 +405,16 @@ class _Viewer:
 
     def _told(self, verb: str, message: Object) -> Iterator[str]:
         id = message["id"]
-        if verb == "created":
+        if verb == "created" or (self._state and verb == "in_progress" and id not in self._made):
             if self._message is not None:
                 yield f"message {id} is created while {self._message} is open"
-            if id in self._made:
+            if id in self._made | (self._created if verb == "created" else set()):
                 yield f"message {id} is created a second time"
             if message["content"] and not self._state:
                 yield f"message {id} is created with content"
             self._made.add(id)
+            if verb == "created":
+                self._created.add(id)
             self._message, self._content = id, {"content": _indexed(message["content"])}
         elif id != self._message:
             yield f"thread.message.{verb} of {id}, but {self._message} is open"

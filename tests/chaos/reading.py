@@ -6,8 +6,8 @@ What must live here: reading. What must not: rules (`judge`, `tests.crash.check`
 from contextlib import closing
 from pathlib import Path
 
-import asyncpg
 import apsw
+import asyncpg
 
 from loomgate.store import schema, tables
 from tests.chaos.clients import Client

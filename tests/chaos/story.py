@@ -66,7 +66,7 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
     working = [asyncio.create_task(client.work()) for client in clients]
     watching = asyncio.create_task(_watch(crowd, cluster, began))
     try:
-        while crowd.left > 0 and not all(task.done() for task in working):
+        while crowd.left > 0 and not all(task.done() for task in working):  # noqa: ASYNC110 - looks, ten times a second
             await asyncio.sleep(0.1)
         over.set()
         await suffering
@@ -81,7 +81,10 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
             task.cancel()
         await asyncio.gather(suffering, *working, return_exceptions=True)
     crowd.deadline = ended + 120
-    stored, wrong = await read(cluster.url, folder, Client(crowd, len(clients)))
+    owner = Client(crowd, len(clients))
+    wrong = await owner.tidy()
+    stored, found = await read(cluster.url, folder, owner)
+    wrong += found
     wrong += judge(crowd.notes, stored)
     for node in cluster.nodes.values():
         status = await node.stop()
@@ -94,7 +97,8 @@ async def _story(plan: Plan, cluster: Cluster, folder: Path) -> Told:
     lines = [
         f"{sum(map(len, stored.runs.values()))} runs, {sum(map(len, stored.messages.values()))} messages in"
         f" {len(stored.runs)} threads, {len(notes.streams)} streams ({crowd.resumed} times resumed,"
-        f" {crowd.resyncs} times begun anew), {crowd.lost} requests without an answer",
+        f" {crowd.resyncs} times begun anew), {crowd.lost.total()} requests without an answer",
+        "without an answer: " + "; ".join(f"{count} {why}" for why, count in crowd.lost.most_common(8)),
         f"{len(cluster.faults)} faults ({counts}) in {mended - began:.0f} s; all was over {ended - mended:.1f} s later",
     ]
     return Told(wrong, lines)

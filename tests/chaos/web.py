@@ -4,7 +4,7 @@ import asyncio
 import json
 from asyncio import StreamReader
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 _HEADERS = {"Host": "127.0.0.1", "OpenAI-Beta": "assistants=v2", "Connection": "close"}
@@ -53,10 +53,8 @@ class Answer:
         said = body.decode(errors="replace")
         if self.status >= 500:
             raise Lost(f"{self.status}: {said[:300]}")
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             said = json.loads(body)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            pass
         raise Refused(self.status, said)
 
 

@@ -117,12 +117,14 @@ class Bus(ABC):
         first: bool = False,
         settled: bool = False,
         fence: int = 0,
+        after: int = 0,
         viewer: Subscription | None = None,
     ) -> None:
         """Give ``events`` to the run's viewers, present and future. Never waits, never fails.
 
         ``first``: the run begins with them. ``settled``: their streams end with `DONE` after them. ``fence``: the
         fencing token of the worker that tells them; what is told under an older one from then on is not heard.
+        ``after``: the token of the worker whose words they follow, of events that somebody else tells.
         ``viewer``: whose stream begins with them (see `subscribe`).
         """
 

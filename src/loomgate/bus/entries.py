@@ -17,7 +17,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     ``by`` and ``number``: which publisher, and its how-manieth entry for this run. ``kind``: `FIRST` (the run begins
     with it), `STATE` (the present state, for whoever asked), `GAP` (what would stand here could not be told).
-    ``mark`` is known to the viewer whose stream begins with it, or who asked for it.
+    ``mark`` is known to the viewer whose stream begins with it, or who asked for it. ``after``, of what is no worker's:
+    the fencing token of the worker whose words it follows (0: it follows none).
     """
 
     by: str
@@ -26,6 +27,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     fence: int = 0
     kind: int = 0
     mark: str = ""
+    after: int = 0
 
     @property
     def settles(self) -> bool:
@@ -75,6 +77,7 @@ class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
     ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then.
     """
 
     __slots__ = ("_seen", "_whole", "fence")
@@ -92,8 +95,9 @@ class Order:
             return "pass"  # sent again, since nobody knew whether it had arrived
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
-        self.fence = max(self.fence, entry.fence)
+        silent = (self._whole or self.fence > 0) and max(entry.fence - 1, entry.after) > self.fence
+        self.fence = max(self.fence, entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or beheaded or entry.kind & GAP:
+        if missed or beheaded or silent or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"

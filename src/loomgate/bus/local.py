@@ -129,10 +129,11 @@ class LocalBus(Bus):
         first: bool = False,
         settled: bool = False,
         fence: int = 0,
+        after: int = 0,
         viewer: Subscription | None = None,
     ) -> None:
-        """Keep ``events`` and wake the viewers; see `Bus.publish`. ``fence`` and ``viewer`` are for more than one
-        process."""
+        """Keep ``events`` and wake the viewers; see `Bus.publish`. ``fence``, ``after`` and ``viewer`` are for more
+        than one process."""
         if not events and not settled:
             return
         channel = self._channels.get(run_id) or self._open(run_id, whole=first)

@@ -141,6 +141,7 @@ class RedisBus(Bus):
         first: bool = False,
         settled: bool = False,
         fence: int = 0,
+        after: int = 0,
         viewer: Subscription | None = None,
     ) -> None:
         """Queue ``events`` for the run's stream; see `Bus.publish`."""
@@ -151,12 +152,20 @@ class RedisBus(Bus):
             mark = secrets.token_hex(4)
             viewer.begin_with(mark)
         told = [*events, DONE] if settled else events
-        self._publisher.put(run_id, told, fence, FIRST if first else 0, mark)
+        self._publisher.put(run_id, told, fence, FIRST if first else 0, mark, after)
 
     async def told(self, run_id: str, fence: int) -> list[bytes] | None:
-        """What stands in the run's stream, if it does from the beginning on; see `Bus.told`."""
+        """What stands in the run's stream, if it does from the beginning on; see `Bus.told`. If it does not, viewers
+        that are there begin anew."""
         self._publisher.put(run_id, [], fence)
+        found = await self._all_told(run_id)
+        if found is None:
+            self._publisher.put(run_id, [], fence, GAP)
+        return found
+
+    async def _all_told(self, run_id: str) -> list[bytes] | None:
         found: list[bytes] = []
+        whole = False
         order, at = Order(whole=True), START
         try:
             async with asyncio.timeout(_CALL_SECONDS):
@@ -165,13 +174,14 @@ class RedisBus(Bus):
                     at = rows[-1][0]
                     for row in rows:
                         entry = judged(row, order)
-                        if entry is not None and entry.kind & GAP:
+                        whole = whole or (entry is not None and entry.kind & FIRST != 0)
+                        if entry is not None and (entry.kind & GAP or not whole):
                             return None
                         if entry is not None and not entry.kind & STATE:
                             found += entry.events
         except (TimeoutError, RedisAway):
             return None
-        return found
+        return found if whole else None
 
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> RedisSubscription:
         """Look on from now; see `Bus.subscribe`."""

@@ -187,6 +187,8 @@ class RedisSubscription(Subscription):
                 self._pending.popleft()
                 self._told = True
                 if (made := _created(found[1])) is not None:
+                    if made in self._created:
+                        continue  # told again after a state, by a worker that does the turn again
                     self._created.add(made)
                 if found[1] == DONE:
                     self.close()
