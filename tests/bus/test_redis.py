@@ -13,7 +13,7 @@ import pytest
 from loomgate import clock
 from loomgate.bus import Held, viewing
 from loomgate.bus.connection import Redis
-from loomgate.bus.entries import Entry, Order, parsed
+from loomgate.bus.entries import FIRST, Entry, Order, parsed
 from loomgate.bus.redis import RedisBus
 from loomgate.errors import RedisAway
 from loomgate.wire.events import DONE, frame
@@ -538,15 +538,17 @@ class TestOrder:
     @pytest.mark.parametrize(
         ("whole", "came", "judged"),
         [
-            (True, [("a", 1, 0), ("a", 2, 0), ("b", 1, 0)], ["next", "next", "next"]),
-            (True, [("a", 2, 0)], ["gap"]),
+            (True, [("first", 1, 0), ("a", 1, 0), ("a", 2, 0), ("b", 1, 0)], ["next", "next", "next", "next"]),
+            (True, [("first", 1, 0), ("a", 2, 0)], ["next", "gap"]),
+            (True, [("a", 1, 0), ("a", 2, 0)], ["gap", "next"]),
             (False, [("a", 2, 0), ("a", 2, 0), ("a", 1, 0), ("a", 4, 0)], ["next", "pass", "pass", "gap"]),
             (False, [("a", 5, 3), ("b", 1, 2), ("c", 1, 0), ("a", 6, 3)], ["next", "pass", "next", "next"]),
         ],
     )
     def test_it_judges(self, whole: bool, came: list[tuple[str, int, int]], judged: list[str]) -> None:
         order = Order(whole=whole)
-        assert [order.judge(Entry(by, number, [], fence)) for by, number, fence in came] == judged
+        entries = [Entry(by, number, [], fence, FIRST if by == "first" else 0) for by, number, fence in came]
+        assert [order.judge(entry) for entry in entries] == judged
 
     def test_ids(self) -> None:
         assert parsed("17-0-3") == ((17, 0), 3)

@@ -76,8 +76,8 @@ def parsed(event_id: str) -> tuple[Place, int] | None:
 class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
-    ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come. Of a worker that
-    died before it told anything nothing can come; its fencing token is missing then.
+    ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then.
     """
 
     __slots__ = ("_seen", "_whole", "fence")
@@ -89,6 +89,7 @@ class Order:
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
         """Whether ``entry`` is to be told, passed over, or comes after something that is missing."""
+        beheaded = self._whole and not self._seen and not entry.kind & FIRST
         before = self._seen.get(entry.by)
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
@@ -97,6 +98,6 @@ class Order:
         silent = (self._whole or self.fence > 0) and max(entry.fence - 1, entry.after) > self.fence
         self.fence = max(self.fence, entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or silent or entry.kind & GAP:
+        if missed or beheaded or silent or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"

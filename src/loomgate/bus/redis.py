@@ -186,7 +186,7 @@ class RedisBus(Bus):
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> RedisSubscription:
         """Look on from now; see `Bus.subscribe`."""
         if fresh:
-            channel = self._open(run_id, [])
+            channel = self._open(run_id, [], whole=True)
             return RedisSubscription(self, channel, look, START, first_done=True)
         return await self._from_now(run_id, look, first_done=True)
 
@@ -256,11 +256,11 @@ class RedisBus(Bus):
             viewer.lose()
         return viewer
 
-    def _open(self, run_id: str, rows: list[Row]) -> Channel:
+    def _open(self, run_id: str, rows: list[Row], *, whole: bool = False) -> Channel:
         """The run's channel; a new one goes on after ``rows``."""
         channel = self._channels.get(run_id)
         if channel is None:
-            channel = Channel(run_id, self._publisher.key(run_id), rows, self._server)
+            channel = Channel(run_id, self._publisher.key(run_id), rows, self._server, whole=whole)
             self._channels[run_id] = channel
             self._wanted.set()
             self._publisher.wake()

@@ -56,28 +56,28 @@ class Channel:
 
     __slots__ = ("asking", "at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
 
-    def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None) -> None:
-        """``rows``: what of the stream is known already, its last entry at least; none for a new run."""
+    def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None, *, whole: bool) -> None:
+        """``rows``: what of the stream is known already, its last entry at least. ``whole``: the run begins now."""
         self.run_id = run_id
         self.key = key
         self.server = server
         self.viewers: set[RedisSubscription] = set()
         self.asking: tuple[str, float] = ("", 0.0)
-        self._begin(rows)
+        self._begin(rows, whole=whole)
 
-    def _begin(self, rows: list[Row]) -> None:
+    def _begin(self, rows: list[Row], *, whole: bool) -> None:
         self.at = self.base = START
         self.tail = no_id(START)
         self.entries: list[tuple[Place, Entry]] = []
         self.size = 0
-        self.order = Order(whole=not rows)
+        self.order = Order(whole=whole)
         for row in rows:
             self._judged(row)
         self.base = self.at
 
     def reset(self) -> None:
         """What was read is not there any more: begin anew, and every viewer with the present state."""
-        self._begin([])
+        self._begin([], whole=False)
         for viewer in self.viewers:
             viewer.lose()
 

@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
@@ -37,7 +38,7 @@ _PAUSE = (0.02, 0.5)  # seconds between two attempts, growing from the first to 
 # changed its table (the driver has thrown it away by then).
 _LOST = (pg.TransactionRollbackError, pg.LockNotAvailableError, pg.InvalidCachedStatementError)
 # What says that this connection is of no use any more, or that none can be had now.
-_GONE = (
+BROKEN = (
     OSError,
     TimeoutError,
     asyncio.IncompleteReadError,
@@ -92,7 +93,7 @@ async def connect(given: Arguments, *, patient: bool = False, **settings: str) -
         arguments["command_timeout"] = None
     try:
         connection = cast(Any, await asyncpg.connect(**arguments))  # pyright: ignore[reportUnknownMemberType]
-    except (*_GONE, pg.PostgresError, ValueError) as error:
+    except (*BROKEN, pg.PostgresError, ValueError) as error:
         raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
     await _tuner(given)(connection)
     return connection
@@ -261,7 +262,7 @@ class PostgresDatabase:
                 statement_cache_size=1024,
                 max_cached_statement_lifetime=0,
             )
-        except (*_GONE, pg.PostgresError, ValueError) as error:
+        except (*BROKEN, pg.PostgresError, ValueError) as error:
             raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
         database = cls(pool, given.place, wait_seconds=wait_seconds, retry_seconds=retry_seconds)
         await database._again(lambda connection: connection.execute(_FORGET))  # of connections long gone
@@ -286,7 +287,7 @@ class PostgresDatabase:
             try:
                 result = await work(_Tx(connection))
             except Exception:
-                with suppress(*_GONE):
+                with suppress(*BROKEN):
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
@@ -333,12 +334,12 @@ class PostgresDatabase:
             try:
                 result.append(await work(_Tx(connection)))
             except BaseException:
-                with suppress(*_GONE):
+                with suppress(*BROKEN):
                     await connection.execute("ROLLBACK")
                 raise
             try:
                 done = await connection.execute("COMMIT")
-            except _GONE as error:
+            except BROKEN as error:
                 raise _Unsure(mark.writer, mark.number) from error
             if done != "COMMIT":  # something in it had failed, and its error was passed over
                 raise StoreError(f"the database {self._place} took a transaction back")
@@ -365,7 +366,7 @@ class PostgresDatabase:
             try:
                 async with self._connection() as connection:
                     return await once(connection)
-            except (*_LOST, *_GONE) as error:
+            except (*_LOST, *BROKEN) as error:
                 if isinstance(error, ValueError):  # a fault of ours: what was given does not fit its parameter
                     raise
                 if self._closed or clock.monotonic() + pause >= end:
@@ -390,12 +391,12 @@ class PostgresDatabase:
         try:
             yield held
         except BaseException as error:
-            if isinstance(error, (*_GONE, _Unsure, asyncio.CancelledError, GeneratorExit)):
-                with suppress(*_GONE):  # the driver has noticed it itself; this must not hide what happened
+            if isinstance(error, (*BROKEN, _Unsure, asyncio.CancelledError, GeneratorExit)):
+                with suppress(*BROKEN):  # the driver has noticed it itself; this must not hide what happened
                     held.terminate()  # whatever state it is in, nobody gets it again
             raise
         finally:
-            with suppress(*_GONE):
+            with suppress(*BROKEN):
                 await self._pool.release(held)
 
     async def close(self) -> None:
@@ -405,13 +406,13 @@ class PostgresDatabase:
         self._closed = True
         try:
             await asyncio.wait_for(self._pool.close(), _CLOSE_SECONDS)
-        except (*_GONE, pg.PostgresError):
+        except (*BROKEN, pg.PostgresError):
             self._pool.terminate()
 
 
 def _words(error: BaseException) -> str:
     """One line that says what went wrong, without the address or the password."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
         return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
     words = " ".join(str(error).split())
     return words or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
