@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from tests.support.engines import PostgresServer, RedisServer
 
 from bench.load import BadMeasurement, request
 from bench.machine import HEADERS, fetch, free_port
 from loomgate.store import schema
-from tests.support.engines import PostgresServer, RedisServer
 
 # As an operator would have it; every commit is made durable.
 POSTGRES = {"fsync": "on", "shared_buffers": "512MB", "max_connections": "200", "max_wal_size": "4GB"}
@@ -29,13 +29,14 @@ _STATEMENT = re.compile(r"LOG:  (?:execute [^:]*|statement): (\w+)")
 class Node:
     """A process of the cluster on a port of its own."""
 
-    def __init__(self, cluster: "Cluster", name: str, *command: str) -> None:
+    def __init__(self, cluster: "Cluster", name: str, *command: str, **settings: str) -> None:
         self.name, self.port, self.headers = name, free_port(), HEADERS
         self.log = cluster.folder / f"{name}.log"
         with self.log.open("wb") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "loomgate", *command, "--data", str(cluster.folder / name)],
-                env=cluster.environment | {"LOOMGATE_PORT": str(self.port), "LOOMGATE_WORKER_PORT": str(self.port)},
+                env=cluster.environment
+                | {"LOOMGATE_PORT": str(self.port), "LOOMGATE_WORKER_PORT": str(self.port), **settings},
                 stdout=log,
                 stderr=log,
             )
@@ -111,9 +112,9 @@ class Cluster:
         """An API node, ready."""
         return self._start("api", "serve")
 
-    def worker(self) -> Node:
-        """A worker, ready."""
-        return self._start("worker", "worker")
+    def worker(self, **settings: str) -> Node:
+        """A worker, ready; ``settings`` are environment variables."""
+        return self._start("worker", "worker", **settings)
 
     @contextmanager
     def workers(self, count: int) -> Generator[list[Node]]:
@@ -125,9 +126,9 @@ class Cluster:
             for node in started:
                 node.stop()
 
-    def _start(self, name: str, *command: str) -> Node:
+    def _start(self, name: str, *command: str, **settings: str) -> Node:
         self._names += 1
-        node = Node(self, f"{name}-{self._names}", *command)
+        node = Node(self, f"{name}-{self._names}", *command, **settings)
         self._nodes.append(node)
         return node
 

@@ -91,7 +91,8 @@ def text(found: _Json) -> str:
                 ],
             ),
             "",
-            f"Those runs were put there in {lists['load_seconds']:.0f} s; the database has {lists['database_mb']:,.0f} MB.",
+            f"Those runs were put there in {lists['load_seconds']:.0f} s; the database has "
+            f"{lists['database_mb']:,.0f} MB.",
         ]
     )
 

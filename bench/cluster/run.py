@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import msgspec
 from bench import machine
 from bench.cluster import report
 from bench.cluster.nodes import Cluster, Node
-from bench.load import Answer, BadMeasurement, Load, measure, quantile, request
+from bench.load import Answer, BadMeasurement, Load, measure, request
 from bench.machine import LOAD_CORE, SERVER_CORE, Upstream
 from bench.report import say
 from bench.run import PAGE, Runs, call, served
@@ -118,16 +119,16 @@ _RUNS = """
     INSERT INTO runs ({columns})
     SELECT {values}
     FROM runs r JOIN threads t ON t.id = r.thread_id, generate_series(0, $2::bigint - 1) AS n,
-    LATERAL (SELECT 'run_' || lpad(to_hex(n), 24, '0') AS run,
-             'thread_' || lpad(to_hex(CASE WHEN n < $3::bigint THEN 0 ELSE 1 + (n - $3::bigint) / $4::bigint END), 24, '0')
-             AS thread) AS named
+    LATERAL (SELECT CASE WHEN n < $3::bigint THEN 0 ELSE 1 + (n - $3::bigint) / $4::bigint END AS at) AS placed,
+    LATERAL (SELECT 'run_' || lpad(to_hex(n), 24, '0') AS run, 'thread_' || lpad(to_hex(at), 24, '0') AS thread) AS named
     WHERE r.id = $1
 """
+_BODY = "replace(replace(convert_from(r.body, 'UTF8'), r.id, named.run), r.thread_id, named.thread)"
 _CHANGED = {
     "id": "named.run",
     "thread_id": "named.thread",
     "position": "t.positions + 1 + CASE WHEN n < $3::bigint THEN n ELSE (n - $3::bigint) % $4::bigint END",
-    "body": "convert_to(replace(replace(convert_from(r.body, 'UTF8'), r.id, named.run), r.thread_id, named.thread), 'UTF8')",
+    "body": f"convert_to({_BODY}, 'UTF8')",
 }
 
 
@@ -173,30 +174,29 @@ def lists(cluster: Cluster, server: Node, runs: Runs, plan: Plan) -> _Json:
     step = max(1, threads // 500)
     places = {"long": [named(0)], "short": [named(n) for n in range(1, threads, step)][:500]}
     for layout, chosen in places.items():
-        page = call(server.port, request("GET", f"/v1/threads/{chosen[0]}/runs?limit=5", headers=server.headers), "list")
+        page = call(
+            server.port, request("GET", f"/v1/threads/{chosen[0]}/runs?limit=5", headers=server.headers), "list"
+        )
         if len({found["id"] for found in page["data"]}) != 5 or page["data"][0]["thread_id"] != chosen[0]:
             raise BadMeasurement(f"wrong page of {layout}: {page}")
         for clients in plan.lists:
             requests = [
                 request("GET", f"/v1/threads/{thread}/runs?limit={PAGE}", headers=server.headers) for thread in chosen
             ]
-            warm = Load(
-                port=server.port, request=lambda n, r=requests: r[n % len(r)], check=_page, connections=clients, seconds=1.0
+            load = Load(
+                port=server.port,
+                request=lambda n, r=requests: r[n % len(r)],
+                check=_page,
+                connections=clients,
+                seconds=plan.list_seconds,
             )
-            measure(warm)
-            result = measure(msgspec_replace(warm, plan.list_seconds))
+            measure(replace(load, seconds=1.0))
+            result = measure(load)
             rows.append(
                 {"layout": layout, "connections": clients, "rate": result.rate, "p50": result.p50, "p99": result.p99}
             )
     (size,) = cluster.sql("SELECT pg_database_size('bench') / 1e6")
     return {"runs": plan.size, "load_seconds": seconds, "database_mb": float(size[0]), "rows": rows}
-
-
-def msgspec_replace(load: Load, seconds: float) -> Load:
-    """The same load for ``seconds``."""
-    from dataclasses import replace
-
-    return replace(load, seconds=seconds)
 
 
 def _page(answer: Answer) -> None:
@@ -216,7 +216,8 @@ def recovery(cluster: Cluster, server: Node, plan: Plan) -> _Json:
     body = msgspec.json.encode({"assistant_id": made["id"], "thread": {"messages": [message]}})
     times: list[float] = []
     for _ in range(plan.kills):
-        workers = [cluster.worker() for _ in range(4)]
+        share = -(-plan.held // 3)
+        workers = [cluster.worker(LOOMGATE_WORKER_CONCURRENCY=str(share)) for _ in range(3)]
         try:
             data = request("POST", "/v1/threads/runs", body, server.headers)
             ids = [call(server.port, data, "run")["id"] for _ in range(plan.held)]
@@ -226,6 +227,7 @@ def recovery(cluster: Cluster, server: Node, plan: Plan) -> _Json:
                 held = _held(cluster, ids)
                 if time.perf_counter() - began > 20:
                     raise BadMeasurement(f"only {len(held)} of {len(ids)} runs were claimed")
+            workers.append(cluster.worker())  # who has room for all of them
             killed: dict[str, float] = {}
             for victim in workers[:3]:
                 now = time.perf_counter()
