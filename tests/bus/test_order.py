@@ -34,6 +34,14 @@ def test_what_follows_a_worker_that_told_nothing_is_a_gap() -> None:
     assert judged(begun, worked, Entry("two", 1, WORD, 2), submitted) == ["next"] * 4, "the next one was quicker"
 
 
+def test_what_comes_after_what_went_on_after_it_is_a_gap() -> None:
+    begun, submitted = Entry("api", 1, WORD, kind=FIRST), Entry("api", 2, WORD, after=1)
+    one = [Entry("one", 1, WORD, 1), Entry("one", 2, [*WORD, DONE], 1)]
+    assert judged(begun, one[0], submitted, one[1], Entry("two", 1, WORD, 2)) == ["next"] * 3 + ["gap", "next"]
+    assert judged(Entry("other", 1, WORD), begun, one[0], whole=False) == ["next", "gap", "next"]
+    assert judged(begun, submitted, whole=False) == ["next", "gap"], "it begins with the beginning"
+
+
 async def _forgotten(url: str) -> None:
     made = Nodes(url, "order")
     try:

@@ -77,14 +77,16 @@ class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
     ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
-    Of a worker that died before it told anything nothing can come; its fencing token is missing then.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later than
+    what already went on after it is as bad as missing.
     """
 
-    __slots__ = ("_seen", "_whole", "fence")
+    __slots__ = ("_ended", "_seen", "_whole", "fence")
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
         self.fence = 0  # the newest one that was told under
+        self._ended = 0  # the newest one under which nothing is told any more: somebody went on after it
         self._whole = whole
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
@@ -93,11 +95,15 @@ class Order:
         before = self._seen.get(entry.by)
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
+        begins = entry.kind & FIRST != 0
+        late = bool(self._seen) if begins else 0 < entry.fence <= self._ended and not entry.kind & STATE
+        self._whole = self._whole or (begins and not late)
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
         silent = (self._whole or self.fence > 0) and max(entry.fence - 1, entry.after) > self.fence
         self.fence = max(self.fence, entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or beheaded or silent or entry.kind & GAP:
+        self._ended = max(self._ended, entry.after)
+        if missed or beheaded or silent or late or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"

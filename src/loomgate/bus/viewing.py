@@ -132,6 +132,7 @@ class RedisSubscription(Subscription):
         self._fence = 0
         self._early: list[Entry] = []  # what is to be told after it, but came before
         self._last: Entry | None = None
+        self._unsure = False  # began with what is stored of a run whose worker may know more
         self._certain = False  # that the `DONE` at hand is the end
         self._suspects = False  # that the run is over and nobody said so
         self._look_at = clock.monotonic() + _DOUBT_SECONDS
@@ -161,7 +162,7 @@ class RedisSubscription(Subscription):
 
     def go_on(self, rows: list[Row], index: int) -> None:
         """Begin after the ``index``-th event of the first one of ``rows``, then with the others."""
-        order = self._order = Order(whole=False)
+        order = self._order = Order(whole=False)  # until it is seen that it begins with the beginning
         for row in rows:
             entry = judged(row, order)
             if entry is not None:
@@ -263,7 +264,9 @@ class RedisSubscription(Subscription):
         at, entry = found
         self._look_at = clock.monotonic() + _DOUBT_SECONDS
         self._suspects = self._certain = False
-        if entry.kind & GAP:
+        # What ends the run tells all of its open message.
+        unsure = self._unsure and entry.fence and not entry.settles and not entry.kind & STATE
+        if entry.kind & GAP or unsure:
             self.lose()
             self.at = max(self.at, at)
         elif entry.kind & STATE:
@@ -271,6 +274,8 @@ class RedisSubscription(Subscription):
         elif self._mark in ("", entry.mark):
             self._mark = ""
             self._last = entry
+            # What was told under that token came late: it is of before.
+            self._early = [early for early in self._early if early.fence > entry.after]
             self._pending.extend((id_of(at, index), event) for index, event in enumerate(entry.events))
             if self._early:
                 late = [event for _, event in self._pending] + [e for early in self._early for e in early.events]
@@ -424,7 +429,7 @@ class RedisSubscription(Subscription):
                 self._take(found)
                 at, entry = found
                 if entry.kind & STATE and entry.mark == mark:
-                    self._lost = False
+                    self._lost = self._unsure = False
                     self._last = entry
                     self._begin(entry.events, no_id(at), id_of(at, len(entry.events) - 1))
                     return True
@@ -437,6 +442,7 @@ class RedisSubscription(Subscription):
     def _begin_with_state(self, state: State) -> None:
         self._lost = False
         self._certain = state.over
+        self._unsure = state.held and not state.over
         events = [*state.events, DONE] if state.over else state.events
         self._begin(events, no_id(self.at), self._channel.tail)
 
