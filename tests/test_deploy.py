@@ -315,7 +315,10 @@ def test_the_chart_with_all_of_it(tmp_path: Path) -> None:
     assert told["LOOMGATE_CONFIG"] == "/etc/loomgate/loomgate.toml"
     assert found["ConfigMap", "loomgate"]["data"]["loomgate.toml"].strip() == FULL["config"].strip()
     (trigger,) = found["ScaledObject", "loomgate-worker"]["spec"]["triggers"]
-    assert trigger["metadata"]["query"] == 'max(loomgate_runs_queued{namespace="prod"})'
+    assert trigger["metadata"]["query"] == (
+        'max(loomgate_runs_queued{namespace="prod"}) + sum(loomgate_runs_active{namespace="prod"})'
+    )
+    assert trigger["metadata"]["threshold"] == "128"
     assert ("HorizontalPodAutoscaler", "loomgate-server") in found
     assert ("HorizontalPodAutoscaler", "loomgate-worker") not in found
     for name in ("server", "worker"):  # or every upgrade would undo what the scaler did
@@ -335,9 +338,10 @@ def test_the_chart_with_all_of_it(tmp_path: Path) -> None:
     assert not [name for _, name in alone if name.endswith("-worker")]
 
 
-def test_the_metric_that_workers_are_scaled_by_is_there(server: Server) -> None:
+def test_the_metrics_that_workers_are_scaled_by_are_there(server: Server) -> None:
     metrics = Client(server.url, headers={}).raw("GET", "/metrics", check=False).body.decode()
-    assert re.search(r"^loomgate_runs_queued \d", metrics, re.MULTILINE)
+    for name in ("loomgate_runs_queued", "loomgate_runs_active"):
+        assert re.search(rf"^{name} \d", metrics, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
