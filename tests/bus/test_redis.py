@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from loomgate import clock
-from loomgate.bus import viewing
+from loomgate.bus import Held, viewing
 from loomgate.bus.connection import Redis
-from loomgate.bus.entries import Entry, Order, parsed
+from loomgate.bus.entries import FIRST, Entry, Order, parsed
 from loomgate.bus.redis import RedisBus
 from loomgate.errors import RedisAway
-from loomgate.wire.events import DONE
+from loomgate.wire.events import DONE, frame
 from tests.bus.nodes import Nodes, Run, event, events, nodes, numbers, soon, state_of, take, told, whole
 from tests.support.engines import RedisServer, folder
 
@@ -297,6 +297,31 @@ class TestWhatIsMissing:
         assert (await whole(viewer))[-3:] == [*state_of(9), DONE]
         assert (await whole(late))[-3:] == [*state_of(9), DONE]
 
+    async def test_nothing_is_created_twice_before_one_viewer(self, made: Nodes) -> None:
+        """A state in the middle of a stream: the Node SDK throws at a message that is created again."""
+        bus = await made.add()
+        created = [frame("thread.message.created", b'{"id":"msg_%b"}' % name) for name in (b"a", b"b")]
+        run, viewer = await made.begun(bus)
+        bus.publish(run.id, created[:1])
+        await take(viewer, 2)
+        bus.held = lambda _: Held([*created, *state_of(9)], 1)
+        await redis_of(made, "XADD", f"{made.prefix}:run:{run.id}", "*", "what", "is this")
+        assert await told(viewer, 3) == [created[1], *state_of(9)]
+        late = await bus.attach(run.id, run.look)
+        assert await told(late, 4) == [*created, *state_of(9)]
+
+    async def test_who_takes_a_run_over_learns_what_viewers_were_told(self, made: Nodes) -> None:
+        a, b = await made.add(), await made.add()
+        run, viewer = await made.begun(a, count=2)
+        await take(viewer, 2)
+        assert await b.told(run.id, 2) == events(1, 2)
+        a.publish(run.id, events(90), fence=1)  # it did not know yet
+        assert await b.told(run.id, 2) == events(1, 2)
+        run.tell(b, settled=True, fence=2)
+        assert await whole(viewer) == [event(3), DONE]
+        await redis_of(made, "XTRIM", f"{made.prefix}:run:{run.id}", "MAXLEN", 1)
+        assert await b.told(run.id, 3) is None
+
 
 class TestWorkers:
     async def test_a_signal_reaches_the_other_nodes_at_once(self, made: Nodes) -> None:
@@ -513,15 +538,17 @@ class TestOrder:
     @pytest.mark.parametrize(
         ("whole", "came", "judged"),
         [
-            (True, [("a", 1, 0), ("a", 2, 0), ("b", 1, 0)], ["next", "next", "next"]),
-            (True, [("a", 2, 0)], ["gap"]),
+            (True, [("first", 1, 0), ("a", 1, 0), ("a", 2, 0), ("b", 1, 0)], ["next", "next", "next", "next"]),
+            (True, [("first", 1, 0), ("a", 2, 0)], ["next", "gap"]),
+            (True, [("a", 1, 0), ("a", 2, 0)], ["gap", "next"]),
             (False, [("a", 2, 0), ("a", 2, 0), ("a", 1, 0), ("a", 4, 0)], ["next", "pass", "pass", "gap"]),
             (False, [("a", 5, 3), ("b", 1, 2), ("c", 1, 0), ("a", 6, 3)], ["next", "pass", "next", "next"]),
         ],
     )
     def test_it_judges(self, whole: bool, came: list[tuple[str, int, int]], judged: list[str]) -> None:
         order = Order(whole=whole)
-        assert [order.judge(Entry(by, number, [], fence)) for by, number, fence in came] == judged
+        entries = [Entry(by, number, [], fence, FIRST if by == "first" else 0) for by, number, fence in came]
+        assert [order.judge(entry) for entry in entries] == judged
 
     def test_ids(self) -> None:
         assert parsed("17-0-3") == ((17, 0), 3)

@@ -107,6 +107,36 @@ def test_a_virtual_key_has_one_budget_and_one_rate(
     assert clock.monotonic() - began < 5.0
 
 
+@pytest.mark.behaviour("CCH-01", "CCH-07", "RSP-04")
+def test_what_one_was_answered_the_other_has(make_pair: Callable[..., Pair], redis_url: str, upstream: StandIn) -> None:
+    one, other = make_pair(redis_url, semantic_cache_model="")
+    key = one.new_key("team")
+    config = {
+        "cache": {"mode": "simple", "max_age": 3600},
+        "provider": "openai",
+        "custom_host": upstream.url + "/v1",
+        "api_key": "sk-vendor-0123456789",
+    }
+
+    def ask(server: Server, **headers: str) -> tuple[str, str]:
+        body = json.dumps({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}).encode()
+        more = {
+            "x-portkey-config": json.dumps(config),
+            **{"x-portkey-" + n.replace("_", "-"): headers[n] for n in headers},
+        }
+        found = Client(server.url, key, headers={}).raw("POST", "/v1/chat/completions", body, more, check=False)
+        assert found.status == 200
+        return found.headers["x-portkey-cache-status"], found.json["choices"][0]["message"]["content"]
+
+    upstream.say(chat_answer("first"))
+    assert ask(one) == ("MISS", "first")
+    assert ask(other) == ask(one) == ("HIT", "first")
+    upstream.say(chat_answer("second"))
+    assert ask(other, cache_force_refresh="true") == ("REFRESH", "second")
+    assert ask(one) == ask(other) == ("HIT", "second")
+    assert len(upstream.asked) == 2
+
+
 def test_without_redis_each_goes_on_alone(make_pair: Callable[..., Pair]) -> None:
     with folder() as place:
         redis = RedisServer(place)

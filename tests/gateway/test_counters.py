@@ -198,13 +198,13 @@ async def test_places_are_those_of_all_nodes(nodes: Nodes) -> None:
 
 
 async def test_the_place_of_a_dead_node_is_free_after_its_lease(nodes: Nodes) -> None:
-    dead, alive = (Counters(nodes.node(own_time=True), lease=0.3) for _ in range(2))
+    dead, alive = (Counters(nodes.node(own_time=True), lease=0.6) for _ in range(2))
     places = (Place("team", 1),)
     assert (await dead.enter((), places, "a")).refused is None
-    await asyncio.sleep(0.5)  # renewed meanwhile
+    await asyncio.sleep(0.8)  # renewed meanwhile
     assert (await alive.enter((), places, "b")).refused == 0
     await dead.close()  # renews no more
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.7)
     assert (await alive.enter((), places, "b")).refused is None
     await alive.close()
 
@@ -262,6 +262,17 @@ async def test_a_redis_that_says_nothing_is_waited_for_once_a_second() -> None:
         assert time.monotonic() - began < 0.5
     hole.close()
     await hole.wait_closed()
+
+
+async def test_a_redis_that_is_slow_is_found_again_by_the_same_trip(nodes: Nodes) -> None:
+    shared, client = nodes.node(seconds=0.05), nodes.client()
+    await shared.ask("PING")
+    await client.client_pause(600)
+    assert await shared.ask("PING") is AWAY
+    assert shared.away
+    while shared.away:  # noqa: ASYNC110 - nobody asks anything
+        await asyncio.sleep(0.01)
+    assert await shared.ask("ECHO", "here") == b"here"
 
 
 async def test_one_trip_carries_what_is_asked_at_once(nodes: Nodes) -> None:

@@ -10,7 +10,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from loomgate import clock
+from loomgate.gateway.counters import Counters
 from loomgate.http import quota
+from loomgate.http.auth import Caller
 from tests.support.eventually import eventually
 from tests.support.server import Client, Response, Server
 
@@ -159,6 +161,30 @@ def test_probes_do_not_count_nor_do_strangers(make_server: Make) -> None:
         assert client.raw("GET", "/metrics", check=False).status == 200
         assert nobody.raw("GET", "/v1/assistants").status == 401
     assert client.raw("GET", "/v1/assistants").status == 200
+
+
+@pytest.mark.anyio
+async def test_what_an_endpoint_says_of_its_limits_is_not_passed_on() -> None:
+    door = quota.Quota(Counters(), (5, 0), (0, 0))
+    sent: list[Any] = []
+
+    async def answer(scope: Any, _: Any, send: Any) -> None:
+        await door.enter(scope, Caller("team"))
+        headers = [(b"x-ratelimit-limit-requests", b"9999"), (b"x-ratelimit-limit-tokens", b"7")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read")
+
+    await door.surround(answer, {"type": "http"}, receive, send)
+    assert sorted(sent[0]["headers"])[:3] == [
+        (b"x-ratelimit-limit-requests", b"5"),
+        (b"x-ratelimit-limit-tokens", b"7"),
+        (b"x-ratelimit-remaining-requests", b"4"),
+    ]
 
 
 def test_without_limits_nothing_is_told(server: Server, client: Client) -> None:

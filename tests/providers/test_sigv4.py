@@ -1,5 +1,7 @@
 """AWS signatures, against AWS's published test suite and AWS's own SDK."""
 
+import hashlib
+
 import pytest
 
 from loomgate import clock
@@ -114,3 +116,35 @@ def test_keys_do_not_show() -> None:
 )
 def test_the_region_of_an_address(url: str, region: str | None) -> None:
     assert region_of(url) == region
+
+
+# "Authenticating Requests: Using the Authorization Header" of the S3 API reference has these four.
+S3 = [
+    (
+        "GET",
+        "test.txt",
+        {"Range": "bytes=0-9"},
+        b"",
+        "f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+    ),
+    (
+        "PUT",
+        "test%24file.text",
+        {"Date": "Fri, 24 May 2013 00:00:00 GMT", "x-amz-storage-class": "REDUCED_REDUNDANCY"},
+        b"Welcome to Amazon S3.",
+        "98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+    ),
+    ("GET", "?lifecycle", {}, b"", "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543"),
+    ("GET", "?max-keys=2&prefix=J", {}, b"", "34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7"),
+]
+
+
+@pytest.mark.behaviour("TR-25")
+@pytest.mark.parametrize(("method", "path", "headers", "body", "signature"), S3)
+def test_s3(method: str, path: str, headers: dict[str, str], body: bytes, signature: str) -> None:
+    keys = AwsKeys(access_key_id="AKIAIOSFODNN7EXAMPLE", secret_access_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+    signer = SigV4(keys=keys, region="us-east-1", service="s3")
+    hashed = {"x-amz-content-sha256": hashlib.sha256(body).hexdigest()}
+    url = f"https://examplebucket.s3.amazonaws.com/{path}"
+    made = signer.signature(method, url, headers | hashed, body, 1369353600.0)
+    assert made["Authorization"].endswith(f"Signature={signature}")

@@ -56,6 +56,7 @@ PLANS = {
     "keys._SAME_CREDENTIAL": "credentials key (workspace=? AND digest=?)",
     "ledger._GET": "calls key (id=?)",
     "ledger._FORGET": "calls key (id=?); calls key (id<?)",
+    "ledger._LATELY": "spending key (workspace=? AND virtual_key=? AND day>?)",
     "ledger._RESET": "spending key (workspace=? AND virtual_key=?)",
     "nodes._SEALED": "credentials key (id=?)",
     "outbox._LAST": "ix_deliveries_owed (endpoint=? AND run_id=?)",

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 OTHERWISE = {
     "ledger._GET": "ix_calls_workspace_id (workspace=? AND id=?)",
     "outbox._NEXT_DUE": "ix_deliveries_due (endpoint=?)",  # and stops at the first
-    "runs._NEXT_DUE": "WALK ix_runs_due",  # likewise
+    "claims._NEXT_DUE": "WALK ix_runs_due",  # likewise
     "runs._ACTIVE_OF_ALL": "WALK ix_runs_due",  # of which it counts all
 }
 
@@ -125,6 +125,29 @@ async def plan(connection: Any, statement: Statement) -> str:
 async def test_a_statement_goes_by_its_index(connection: Any, name: str) -> None:
     wanted = OTHERWISE.get(name, PLANS[name])
     assert await plan(connection, STATEMENTS[name]) == "; ".join(sorted(wanted.split("; ")))
+
+
+_CANDIDATES = [
+    "ix_runs_held (workspace=? AND status=? AND due>?)",
+    "ix_runs_held (workspace=? AND status=?)",
+    "ix_runs_owed (due<?)",
+    "ix_runs_queued (workspace=? AND due<?)",
+    "ix_runs_queued_expires_at (expires_at<?)",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "searches"),
+    {
+        "claims._NAMES": ["ix_runs_queued (workspace>?)"],  # and the same once more, for the first
+        "claims._ANY": _CANDIDATES,
+        "claims._CLAIM": [*_CANDIDATES, "runs key (id=?)", "runs key (id=?)"],
+    }.items(),
+)
+async def test_a_claim_looks_at_the_beginnings_of_its_indexes(connection: Any, name: str, searches: list[str]) -> None:
+    """Whatever the planner takes the number of candidates for: nothing reads all that is due."""
+    found = (await plan(connection, STATEMENTS[name])).split("; ")
+    assert [step for step in found if step not in {"Sort", "Function Scan", "WorkTable Scan"}] == searches
 
 
 @pytest.mark.parametrize("name", WALKS)

@@ -1,7 +1,10 @@
 """The schema's versions on PostgreSQL: one tree of migrations for both engines, and upgrades while older nodes work."""
 
 import asyncio
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -174,7 +177,9 @@ async def _story(store: Store) -> None:
     await store.runs.page(WORKSPACE, thread.id, PageQuery())
     await store.threads.page(WORKSPACE, PageQuery(), {})
     await store.threads.modify(WORKSPACE, thread.id, lambda found: found)
-    await store.threads.add_message(WORKSPACE, make_message(thread.id))
+    other = make_thread()
+    await store.threads.create(WORKSPACE, other, [])
+    await store.threads.add_message(WORKSPACE, make_message(other.id))
 
 
 async def test_an_older_node_works_on_while_and_after_the_tables_change(
@@ -260,3 +265,21 @@ async def test_half_a_migration_never_stays(ready: str, add_migration: Callable[
 
 async def schema_is(url: str, revision: str) -> None:
     assert await query(url, "SELECT version_num FROM alembic_version") == [(revision,)]
+
+
+async def test_the_commands_say_what_to_type(empty: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "LOOMGATE_DATABASE_URL": empty, "LOOMGATE_SEAL_KEY": "0" * 64}
+
+    async def run(*words: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "loomgate", *words]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, said = await run("serve", "--port", "0")
+    assert code == 1
+    assert said.count("\n") == 1
+    assert "has no tables yet: run `loomgate migrate`" in said
+    assert await run("migrate") == (0, f"no database -> {schema.HEAD}\n", "")
+    assert await run("migrate") == (0, f"already at {schema.HEAD}\n", "")

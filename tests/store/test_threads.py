@@ -299,3 +299,16 @@ class TestOrder:
         assert await database.rows(PLACES, key=thread.id) == [(n, n) for n in range(1, 44)]
         oldest = await store.threads.messages(WORKSPACE, thread.id, PageQuery(order="asc", limit=3), None)
         assert texts(oldest.bodies) == ["0", "1", "2"]
+
+
+async def test_tags_may_hold_whatever_json_may(store: Store) -> None:
+    pairs = [{"a\0b": "x\0"}, {"a\0b": "x"}, {"ab": "x\0"}, {"\ufdd0": "\ufdd00"}, {"k" * 64: "\U0001f600" * 512}]
+    made = []
+    for metadata in pairs:
+        thread = msgspec.structs.replace(make_thread(), metadata=metadata)
+        await store.threads.create(WORKSPACE, thread, [])
+        made.append(thread.id)
+    for metadata, id in zip(pairs, made, strict=True):
+        assert (await store.threads.page(WORKSPACE, PageQuery(), metadata)).ids == [id]
+    with pytest.raises(ApiError, match="No thread found"):
+        await store.threads.body(WORKSPACE, "thread_\0")

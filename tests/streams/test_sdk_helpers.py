@@ -173,7 +173,7 @@ def test_pollers_come_back_when_they_are_told_to(make_server: Callable[..., Serv
             nonlocal waits
             slept.append(seconds)
             waits += 1
-            if waits == 2:
+            if waits in (2, 3):  # on a busy machine the wait may begin after the first jump
                 clock.advance(60)
             if waits > 2:
                 eventually(lambda: sdk.beta.threads.runs.list(arguments["thread_id"]).data[0].status != "in_progress")

@@ -117,14 +117,22 @@ class Bus(ABC):
         first: bool = False,
         settled: bool = False,
         fence: int = 0,
+        after: int = 0,
         viewer: Subscription | None = None,
     ) -> None:
         """Give ``events`` to the run's viewers, present and future. Never waits, never fails.
 
         ``first``: the run begins with them. ``settled``: their streams end with `DONE` after them. ``fence``: the
         fencing token of the worker that tells them; what is told under an older one from then on is not heard.
+        ``after``: the token of the worker whose words they follow, of events that somebody else tells.
         ``viewer``: whose stream begins with them (see `subscribe`).
         """
+
+    async def told(self, run_id: str, fence: int) -> list[bytes] | None:
+        """All that viewers of the run were told so far; ``None`` when that is not known, or they are gone with whoever
+        told them. For a worker that takes a run over: nothing is heard any more of what an older token than ``fence``
+        has to tell."""
+        return None
 
     @abstractmethod
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> Subscription:

@@ -17,7 +17,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
 
     ``by`` and ``number``: which publisher, and its how-manieth entry for this run. ``kind``: `FIRST` (the run begins
     with it), `STATE` (the present state, for whoever asked), `GAP` (what would stand here could not be told).
-    ``mark`` is known to the viewer whose stream begins with it, or who asked for it.
+    ``mark`` is known to the viewer whose stream begins with it, or who asked for it. ``after``, of what is no worker's:
+    the fencing token of the worker whose words it follows (0: it follows none).
     """
 
     by: str
@@ -26,6 +27,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     fence: int = 0
     kind: int = 0
     mark: str = ""
+    after: int = 0
 
     @property
     def settles(self) -> bool:
@@ -74,25 +76,34 @@ def parsed(event_id: str) -> tuple[Place, int] | None:
 class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
-    ``whole``: it follows the stream from its beginning, so every publisher's first entry has to come.
+    ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later than
+    what already went on after it is as bad as missing.
     """
 
-    __slots__ = ("_seen", "_whole", "fence")
+    __slots__ = ("_ended", "_seen", "_whole", "fence")
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
         self.fence = 0  # the newest one that was told under
+        self._ended = 0  # the newest one under which nothing is told any more: somebody went on after it
         self._whole = whole
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
         """Whether ``entry`` is to be told, passed over, or comes after something that is missing."""
+        beheaded = self._whole and not self._seen and not entry.kind & FIRST
         before = self._seen.get(entry.by)
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
+        begins = entry.kind & FIRST != 0
+        late = bool(self._seen) if begins else 0 < entry.fence <= self._ended and not entry.kind & STATE
+        self._whole = self._whole or (begins and not late)
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
-        self.fence = max(self.fence, entry.fence)
+        silent = (self._whole or self.fence > 0) and max(entry.fence - 1, entry.after) > self.fence
+        self.fence = max(self.fence, entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
-        if missed or entry.kind & GAP:
+        self._ended = max(self._ended, entry.after)
+        if missed or beheaded or silent or late or entry.kind & GAP:
             return "gap"
         return "pass" if stale else "next"

@@ -40,6 +40,7 @@ class _Part(msgspec.Struct):
     kind: int
     mark: str
     size: int
+    after: int = 0
 
 
 class _Outgoing:
@@ -120,25 +121,32 @@ class Publisher:
         await asyncio.wait((self._task,))
         await self._line.close()
 
-    def put(self, run_id: str, events: list[bytes], fence: int = 0, kind: int = 0, mark: str = "") -> None:
+    def put(
+        self, run_id: str, events: list[bytes], fence: int = 0, kind: int = 0, mark: str = "", after: int = 0
+    ) -> None:
         """Tell ``events`` to the viewers of the run."""
         out = self._out.get(run_id)
         if out is None:
             out = self._out[run_id] = _Outgoing()
         size = sum(map(len, events))
         last = out.parts[-1] if out.parts else None
-        alike = last is not None and kind == last.kind == 0 and not mark and fence == last.fence
-        if last is not None and alike and last.size + size <= _PART and last.events[-1] != DONE:
+        alike = last is not None and kind == last.kind == 0 and not mark and not after and fence == last.fence
+        if last is not None and alike and last.size + size <= _PART and last.events[-1:] != [DONE]:
             last.events += events
             last.size += size
         else:
-            out.parts.append(_Part(list(events), fence, kind, mark, size))
+            out.parts.append(_Part(list(events), fence, kind, mark, size, after))
             size += _OVERHEAD
         out.size += size
         self._size += size
         if self._size > self._most or len(self._out) > _MOST_RUNS:
             self._give_up()
         self._work.set()
+
+    async def sent(self, run_id: str) -> None:
+        """Wait until nothing of the run is unsent."""
+        while run_id in self._out:  # noqa: ASYNC110 - asked for when a worker is gone, no event for it in each sending
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS / 4)
 
     def say(self, message: bytes, *, keep: bool) -> None:
         """Send ``message`` to the other nodes; ``keep`` it while Redis is away."""
@@ -241,7 +249,7 @@ class Publisher:
         if out.sending is None:
             part = out.parts.popleft()
             numbering.number += 1
-            entry = Entry(numbering.by, numbering.number, part.events, part.fence, part.kind, part.mark)
+            entry = Entry(numbering.by, numbering.number, part.events, part.fence, part.kind, part.mark, part.after)
             out.sending = packed(entry)
             out.create |= part.kind & 1 != 0
             out.settles = entry.settles

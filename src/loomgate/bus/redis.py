@@ -14,7 +14,7 @@ import msgspec
 
 from loomgate.bus import Bus, Look, Subscription
 from loomgate.bus.connection import Line, Redis, Word
-from loomgate.bus.entries import FIRST, START, STATE, Order, Place, parsed, place
+from loomgate.bus.entries import FIRST, GAP, START, STATE, Order, Place, parsed, place
 from loomgate.bus.publisher import Publisher
 from loomgate.bus.viewing import Channel, RedisSubscription, Row, judged
 from loomgate.errors import RedisAway
@@ -141,6 +141,7 @@ class RedisBus(Bus):
         first: bool = False,
         settled: bool = False,
         fence: int = 0,
+        after: int = 0,
         viewer: Subscription | None = None,
     ) -> None:
         """Queue ``events`` for the run's stream; see `Bus.publish`."""
@@ -151,12 +152,41 @@ class RedisBus(Bus):
             mark = secrets.token_hex(4)
             viewer.begin_with(mark)
         told = [*events, DONE] if settled else events
-        self._publisher.put(run_id, told, fence, FIRST if first else 0, mark)
+        self._publisher.put(run_id, told, fence, FIRST if first else 0, mark, after)
+
+    async def told(self, run_id: str, fence: int) -> list[bytes] | None:
+        """What stands in the run's stream, if it does from the beginning on; see `Bus.told`. If it does not, viewers
+        that are there begin anew."""
+        self._publisher.put(run_id, [], fence)
+        found = await self._all_told(run_id)
+        if found is None:
+            self._publisher.put(run_id, [], fence, GAP)
+        return found
+
+    async def _all_told(self, run_id: str) -> list[bytes] | None:
+        found: list[bytes] = []
+        whole = False
+        order, at = Order(whole=True), START
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                await self._publisher.sent(run_id)
+                while rows := [row for row in await self.rows(run_id, at) if row[0] > at]:
+                    at = rows[-1][0]
+                    for row in rows:
+                        entry = judged(row, order)
+                        whole = whole or (entry is not None and entry.kind & FIRST != 0)
+                        if entry is not None and (entry.kind & GAP or not whole):
+                            return None
+                        if entry is not None and not entry.kind & STATE:
+                            found += entry.events
+        except (TimeoutError, RedisAway):
+            return None
+        return found if whole else None
 
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> RedisSubscription:
         """Look on from now; see `Bus.subscribe`."""
         if fresh:
-            channel = self._open(run_id, [])
+            channel = self._open(run_id, [], whole=True)
             return RedisSubscription(self, channel, look, START, first_done=True)
         return await self._from_now(run_id, look, first_done=True)
 
@@ -226,11 +256,11 @@ class RedisBus(Bus):
             viewer.lose()
         return viewer
 
-    def _open(self, run_id: str, rows: list[Row]) -> Channel:
+    def _open(self, run_id: str, rows: list[Row], *, whole: bool = False) -> Channel:
         """The run's channel; a new one goes on after ``rows``."""
         channel = self._channels.get(run_id)
         if channel is None:
-            channel = Channel(run_id, self._publisher.key(run_id), rows, self._server)
+            channel = Channel(run_id, self._publisher.key(run_id), rows, self._server, whole=whole)
             self._channels[run_id] = channel
             self._wanted.set()
             self._publisher.wake()

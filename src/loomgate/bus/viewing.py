@@ -41,6 +41,12 @@ def judged(row: Row, order: Order) -> Entry | None:
     return entry if verdict == "next" else None
 
 
+def _created(event: bytes) -> bytes | None:
+    """The id of the object whose creation ``event`` tells, if it does."""
+    name, created, data = event[:90].partition(b'.created\ndata: {"id":"')
+    return data.partition(b'"')[0] + name if created else None
+
+
 class Channel:
     """A run that has viewers on this node: ``entries`` holds all that came after ``base``, ``at`` is the last one read.
 
@@ -50,28 +56,28 @@ class Channel:
 
     __slots__ = ("asking", "at", "base", "entries", "key", "order", "run_id", "server", "size", "tail", "viewers")
 
-    def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None) -> None:
-        """``rows``: what of the stream is known already, its last entry at least; none for a new run."""
+    def __init__(self, run_id: str, key: str, rows: list[Row], server: bytes | None, *, whole: bool) -> None:
+        """``rows``: what of the stream is known already, its last entry at least. ``whole``: the run begins now."""
         self.run_id = run_id
         self.key = key
         self.server = server
         self.viewers: set[RedisSubscription] = set()
         self.asking: tuple[str, float] = ("", 0.0)
-        self._begin(rows)
+        self._begin(rows, whole=whole)
 
-    def _begin(self, rows: list[Row]) -> None:
+    def _begin(self, rows: list[Row], *, whole: bool) -> None:
         self.at = self.base = START
         self.tail = no_id(START)
         self.entries: list[tuple[Place, Entry]] = []
         self.size = 0
-        self.order = Order(whole=not rows)
+        self.order = Order(whole=whole)
         for row in rows:
             self._judged(row)
         self.base = self.at
 
     def reset(self) -> None:
         """What was read is not there any more: begin anew, and every viewer with the present state."""
-        self._begin([])
+        self._begin([], whole=False)
         for viewer in self.viewers:
             viewer.lose()
 
@@ -81,7 +87,7 @@ class Channel:
         if entry is None:
             return
         if entry.kind & STATE and entry.mark == self.asking[0]:
-            self.asking: tuple[str, float] = ("", 0.0)
+            self.asking = ("", 0.0)
         self.entries.append((self.at, entry))
         self.size += len(row[1][1])
         for viewer in self.viewers:
@@ -92,8 +98,8 @@ class Channel:
     def _judged(self, row: Row) -> Entry | None:
         self.at = row[0]
         entry = judged(row, self.order)
-        if entry is not None:
-            self.tail = id_of(self.at, len(entry.events) - 1) if entry.events else no_id(self.at)
+        if entry is not None and entry.events:
+            self.tail = id_of(self.at, len(entry.events) - 1)
         return entry
 
     def _trim(self) -> None:
@@ -121,10 +127,12 @@ class RedisSubscription(Subscription):
         self._order: Order | None = None  # of what was read so
         self._lost = False  # the present state has to come before anything else
         self._told = False
+        self._created: set[bytes | None] = set()  # ids of what this viewer was told the creation of
         self._mark = ""  # of the entry that this stream begins with
         self._fence = 0
         self._early: list[Entry] = []  # what is to be told after it, but came before
         self._last: Entry | None = None
+        self._unsure = False  # began with what is stored of a run whose worker may know more
         self._certain = False  # that the `DONE` at hand is the end
         self._suspects = False  # that the run is over and nobody said so
         self._look_at = clock.monotonic() + _DOUBT_SECONDS
@@ -154,7 +162,7 @@ class RedisSubscription(Subscription):
 
     def go_on(self, rows: list[Row], index: int) -> None:
         """Begin after the ``index``-th event of the first one of ``rows``, then with the others."""
-        order = self._order = Order(whole=False)
+        order = self._order = Order(whole=False)  # until it is seen that it begins with the beginning
         for row in rows:
             entry = judged(row, order)
             if entry is not None:
@@ -179,6 +187,10 @@ class RedisSubscription(Subscription):
                     continue
                 self._pending.popleft()
                 self._told = True
+                if (made := _created(found[1])) is not None:
+                    if made in self._created:
+                        continue  # told again after a state, by a worker that does the turn again
+                    self._created.add(made)
                 if found[1] == DONE:
                     self.close()
                 return found
@@ -232,7 +244,9 @@ class RedisSubscription(Subscription):
 
     def _goes_on(self) -> bool:
         """Whether the run goes on after the `DONE` at hand, as far as this node knows."""
-        while (found := self._following()) is not None and found[1].kind & STATE:
+        while (found := self._following()) is not None and (found[1].kind & STATE or not found[1].events):
+            if found[1].kind & GAP:
+                return True
             self._take(found)
         return found is not None
 
@@ -250,7 +264,9 @@ class RedisSubscription(Subscription):
         at, entry = found
         self._look_at = clock.monotonic() + _DOUBT_SECONDS
         self._suspects = self._certain = False
-        if entry.kind & GAP:
+        # What ends the run tells all of its open message.
+        unsure = self._unsure and entry.fence and not entry.settles and not entry.kind & STATE
+        if entry.kind & GAP or unsure:
             self.lose()
             self.at = max(self.at, at)
         elif entry.kind & STATE:
@@ -258,6 +274,8 @@ class RedisSubscription(Subscription):
         elif self._mark in ("", entry.mark):
             self._mark = ""
             self._last = entry
+            # What was told under that token came late: it is of before.
+            self._early = [early for early in self._early if early.fence > entry.after]
             self._pending.extend((id_of(at, index), event) for index, event in enumerate(entry.events))
             if self._early:
                 late = [event for _, event in self._pending] + [e for early in self._early for e in early.events]
@@ -324,7 +342,7 @@ class RedisSubscription(Subscription):
                 continue
             entry = judged((at, fields), Order(whole=False))
             again = entry is not None and last is not None and (entry.by, entry.number) == (last.by, last.number)
-            if entry is not None and not again and not entry.kind & STATE:
+            if entry is not None and entry.events and not again and not entry.kind & STATE:
                 self._pending.popleft()
                 return
         self._certain = True
@@ -411,7 +429,7 @@ class RedisSubscription(Subscription):
                 self._take(found)
                 at, entry = found
                 if entry.kind & STATE and entry.mark == mark:
-                    self._lost = False
+                    self._lost = self._unsure = False
                     self._last = entry
                     self._begin(entry.events, no_id(at), id_of(at, len(entry.events) - 1))
                     return True
@@ -424,6 +442,7 @@ class RedisSubscription(Subscription):
     def _begin_with_state(self, state: State) -> None:
         self._lost = False
         self._certain = state.over
+        self._unsure = state.held and not state.over
         events = [*state.events, DONE] if state.over else state.events
         self._begin(events, no_id(self.at), self._channel.tail)
 
@@ -431,6 +450,8 @@ class RedisSubscription(Subscription):
         """Tell ``events``; who breaks off inside of them has not seen all of the state, and gets it once more."""
         self._mark = ""
         self._early.clear()
+        # What this viewer knows of is not created again: the Node SDK (7.55) throws at that.
+        events = [event for event in events[:-1] if _created(event) not in self._created] + events[-1:]
         self._pending.clear()
         self._pending.extend((inside, event) for event in events[:-1])
         self._pending.extend((end, event) for event in events[-1:])

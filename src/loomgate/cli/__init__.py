@@ -9,6 +9,7 @@ Results go to standard output and everything said about them to standard error, 
 """
 
 import argparse
+import asyncio
 import errno
 import gc
 import os
@@ -85,6 +86,34 @@ def _migrate(options: argparse.Namespace) -> int:
 
     before, after = store.migrate(settings)
     print(f"already at {after}" if before == after else f"{before or 'no database'} -> {after}")
+    return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from loomgate.store import copying
+
+    shown = ""
+
+    def told(what: str, name: str, done: int, rows: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty():
+            share = f" {'#' * (20 * done // rows):20} {100 * done // rows:3} %" if rows else ""
+            print(f"\r\x1b[K{what} {name}: {done:,} row(s){share}", end="", file=sys.stderr, flush=True)
+        elif shown != f"{what} {name}" or done == rows:
+            say(f"{what} {name}: {done:,} of {rows:,} row(s)" if rows else f"{what} {name}")
+        shown = f"{what} {name}"
+
+    compared = asyncio.run(copying.copy(options.source, options.target, told))
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    rows = [
+        (one.table, str(one.source), str(one.target), "the same" if one.same else "NOT THE SAME") for one in compared
+    ]
+    table(("table", "in SQLite", "in PostgreSQL", "rows"), rows, "")
+    if not all(one.same for one in compared):
+        return fail("the copy is not the same: make the database anew and copy again", 1)
+    if (key := copying.seal_key_file(options.source)) is not None:
+        say(f"stored secrets open with the same key only: give every node LOOMGATE_SEAL_KEY=$(cat {key})")
     return 0
 
 
@@ -167,8 +196,12 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument("--host", metavar="ADDRESS", help="address to answer probes on")
     worker.add_argument("--port", metavar="N", dest="worker_port", help="port to answer probes on; 0: none (default)")
     word(words.add_parser, "migrate", "Bring the database to this version's form.", _migrate)
-    copy = word(words.add_parser, "backup", "Copy the SQLite database while the server runs.", _backup)
-    copy.add_argument("file", type=Path, metavar="FILE", help="the copy, a new file")
+    copy = words.add_parser("copy", help="Move an embedded installation to PostgreSQL; goes on where it was cut off.")
+    copy.set_defaults(command=_copy)
+    copy.add_argument("source", type=Path, metavar="SQLITE-DIR", help="the data folder, whose server is stopped")
+    copy.add_argument("target", metavar="POSTGRES-URL", help="an empty database")
+    kept = word(words.add_parser, "backup", "Copy the SQLite database while the server runs.", _backup)
+    kept.add_argument("file", type=Path, metavar="FILE", help="the copy, a new file")
     doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
     doctor.add_argument("--offline", action="store_true", help="do not call the providers")
 

@@ -84,6 +84,25 @@ class Heard(msgspec.Struct):
     parts: dict[str, str]
 
 
+def heard_of(message_id: str, told: list[bytes]) -> Heard | None:
+    """What of the message is in the events that viewers were ``told``; ``None``: they do not know of it."""
+    parts: dict[str, str] | None = None
+    for event in told:
+        name, _, data = event.partition(b"\ndata: ")
+        if name not in (b"event: thread.message.created", b"event: thread.message.delta"):
+            continue
+        said = msgspec.json.decode(data)
+        if said["id"] != message_id:
+            continue
+        if "delta" not in said:
+            parts = {}
+        elif parts is not None:
+            for part in said["delta"]["content"]:
+                kind = part["type"]
+                parts[kind] = parts.get(kind, "") + (part["text"]["value"] if kind == "text" else part["refusal"])
+    return None if parts is None else Heard(parts or {"text": ""})
+
+
 class Turn:
     """A model turn under way. `take` each chunk, then `finish`, or `stop` it early; each publishes through ``tell``."""
 
@@ -109,6 +128,24 @@ class Turn:
         self._behind = heard if self._spare_text is not None else None
         self._matched = 0
         self._muted = self._behind is not None and len(self._behind.parts) > 1
+
+    async def taken_over(self, told: list[bytes]) -> bool:
+        """Another worker began this turn, and viewers were ``told`` of it; they are told what is new. ``False`` when
+        the turn has to be planned again: they know of calls that this attempt may not make. Raises `LeaseLost`."""
+        text, tools = self._spare_text, self._spare_tools
+        if text is not None and isinstance(text.step_details, MessageDetails):
+            self._behind = heard_of(text.step_details.message_creation.message_id, told)
+            self._muted = self._behind is not None and len(self._behind.parts) > 1
+        opened = b'event: thread.run.step.created\ndata: {"id":"%b"'
+        if tools is None or not any(event.startswith(opened % tools.id.encode()) for event in told):
+            return True
+        failure = Failure("server_error", "The worker that made these calls is gone.")
+        assert isinstance(tools.step_details, ToolCallsDetails)
+        failed = self._failed(tools, failure, tools.step_details.tool_calls)
+        commit = Commit(turn=self._turn, put_steps=[(failed, None)])
+        await self._runs.apply(self._row, commit)
+        self._tell(self._closed(commit, {}))
+        return False
 
     @property
     def output(self) -> str:

@@ -214,7 +214,7 @@ class Engine:
                 viewer.close()
             raise
         points.reached("submitted")
-        self._bus.publish(run_id, submitted.events, viewer=viewer)
+        self._bus.publish(run_id, submitted.events, after=submitted.fence, viewer=viewer)
         self._bus.poke()
         return Started(submitted.body, viewer)
 

@@ -82,6 +82,7 @@ class _Drive:
         self._breaks: list[ProviderError] = []  # with which answers to the present turn broke in the middle
         self._turn_of_breaks = 0
         self._heard: Heard | None = None
+        self._takes_over = self.row.fence > 1  # the first turn here may have been begun by another worker
         self._why: str | None = None
         self._interruptible = False
         # Here and not in the task: what is committed next (a cancellation, say) is told after it.
@@ -222,6 +223,11 @@ class _Drive:
         points.reached("calling")
         turn = self._turn = Turn(runs, self.row, self._run, move, self._tell, self._heard)
         self._heard = None
+        taken_over, self._takes_over = self._takes_over and bool(move.left_open), False
+        told = await self._worker.bus.told(self.row.id, self.row.fence) if taken_over else None
+        if told is not None and not await turn.taken_over(told):
+            self._journal = await runs.journal(self.row.id)
+            return False
         try:
             try:
                 end = await self._stream(call, move, turn)
@@ -465,8 +471,8 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
-        if clock.now() - self._renewed >= self.settings.lease:
-            await self.renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
+        if clock.now() - self._renewed >= self.settings.lease or self._renews:
+            await self.renew()  # the process may have been held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
         until = clock.monotonic() + self.settings.lease
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease, self.settings.workspace_runs)
@@ -522,6 +528,10 @@ class Worker:
     async def renew(self) -> None:
         """Renew the leases held here, now; a drive whose fencing token is void is told so. Raises nothing."""
         await asyncio.shield(self._begin_to_renew())
+
+    @property
+    def _renews(self) -> bool:
+        return self._renewing is not None and not self._renewing.done()
 
     def _begin_to_renew(self) -> asyncio.Task[None]:
         if self._renewing is None or self._renewing.done():

@@ -21,6 +21,7 @@ from loomgate.wire.policy import Breaker, CachePolicy, Naming, Retry, Strategy
 if TYPE_CHECKING:
     from loomgate.gateway.realtime import Session
     from loomgate.gateway.straight import Passing
+    from loomgate.providers.jobs.job import Source
 
 Fields = dict[str, Any]
 
@@ -47,6 +48,7 @@ class Request:
         "path",
         "query",
         "run",
+        "source",
         "workspace",
     )
 
@@ -79,6 +81,7 @@ class Request:
         self.run = run  # whose call it is: the run's id and its thread's
         self._fields = fields
         self._form_model: str | UnsetType | None = UNSET  # looked for once, though every target asks
+        self.source: Source | None = None  # a body that is too large to be held, and so not in ``body``
         self.ahead: Passing | None = None  # what was done of it already, see `loomgate.gateway.straight`
 
     @property

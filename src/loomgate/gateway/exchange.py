@@ -26,7 +26,7 @@ from loomgate.providers import scripted
 from loomgate.providers.credentials import Credentials
 from loomgate.providers.dialect import Auth, Decoder, HttpCall, Target
 from loomgate.providers.failure import masked
-from loomgate.providers.jobs.job import Verbs
+from loomgate.providers.jobs.job import Verbs, too_large_for
 from loomgate.providers.operations import Passes, dialect_of, operation, proxied, verbs_of
 from loomgate.providers.transport import Line, Reply, Started, Timeouts, Transport
 from loomgate.wire.chat import Chat, Chunk, Finish
@@ -144,6 +144,8 @@ class Exchange:
             return await self._passed(request, await self._reply(call, target, effective, request, timeouts))
         if name in JOBS and (verbs := verbs_of(target, name)) is not None:
             return await self._worked(request, resolved, target, effective, fields, timeouts, verbs)
+        if request.source is not None:
+            raise too_large_for(resolved.provider)
         doing = None if request.chat is not None else operation(target, name, resolved.model)
         if doing is not None:
             raw = request.body if fields is request.fields else None

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loomgate import clock
-from loomgate.errors import ProviderError
+from loomgate.errors import ApiError, ProviderError
 from loomgate.gateway.call import Answer, Fields, Request
 from loomgate.gateway.fronts import FRONTS
 from loomgate.gateway.fronts.front import About
@@ -80,12 +80,17 @@ async def worked(
     verb = verbs.get(name)
     if verb is None:
         return name
+    source = request.source
+    if source is not None and source.failure is not None:  # what came is gone: a second try is told the first one's end
+        raise source.failure
+    means = _Means(target, provider, *ways)
     try:
-        task = Task(asked=request, fields=fields, target=target, means=_Means(target, provider, *ways), id=id)
-        told = await verb(task)
-    except ProviderError as error:
-        if error.status == 404:  # of a file or a job, not of a model
+        told = await verb(Task(asked=request, fields=fields, target=target, means=means, id=id, source=source))
+    except (ApiError, ProviderError) as error:
+        if isinstance(error, ProviderError) and error.status == 404:  # of a file or a job, not of a model
             error.kind = "invalid"
+        if source is not None and source.spent:
+            source.failure = error
         raise
     if told.pieces is None:
         return Answer(200, told.body, headers=[*_JSON])

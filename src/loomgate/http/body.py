@@ -4,7 +4,7 @@
 the first mistake in the words of BEHAVIOUR section 8. What types cannot say is in `loomgate.http.checks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -63,6 +63,32 @@ def _refused(body: bytes, type: type[Any], error: msgspec.ValidationError) -> Ap
     return refusal.find(type, value) or bad_request(f"Invalid body: {error}.", code="invalid_value")
 
 
+class Arriving:
+    """A body that is not read beforehand: see `loomgate.providers.jobs.job.Source`."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self.spent = False
+        self.failure: Exception | None = None
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, once. Raises `Left`, and a 413 `ApiError` when it is larger than was said."""
+        self.spent = True
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Left
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > self._limit:
+                raise too_large(self._limit)
+            more = message.get("more_body", False)
+            if piece:
+                yield piece
+
+
 class Left(Exception):
     """The client went away before its request was read."""
 
@@ -90,3 +116,16 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
     if size > limit:
         raise too_large(limit)
     return b"".join(pieces)
+
+
+def arriving(receive: Receive, headers: Mapping[bytes, bytes], held: int, limit: int) -> Arriving | None:
+    """The body of an upload that is larger than what is ``held``, by what its headers say; None for any other.
+
+    Raises a 413 `ApiError` for one of more than ``limit`` bytes.
+    """
+    declared = int(headers.get(b"content-length", b"0"))
+    if declared <= held:
+        return None
+    if declared > limit:
+        raise too_large(limit)
+    return Arriving(receive, limit)

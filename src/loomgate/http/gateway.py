@@ -21,7 +21,7 @@ from loomgate.gateway.call import Answer, Request
 from loomgate.gateway.fronts.errors import refusal_body
 from loomgate.gateway.meter import LEFT
 from loomgate.http.auth import Auth, check_content_type
-from loomgate.http.body import Left, read_body
+from loomgate.http.body import Arriving, Left, arriving, read_body
 from loomgate.http.faults import log_store_error, overloaded, server_error
 from loomgate.http.protocol import CUT, WHOLE
 from loomgate.wire.endpoints import ENDPOINTS, Endpoint
@@ -101,7 +101,8 @@ class GatewayRoutes:
                 raise overloaded()
             if request is None:
                 request = await self.read(auth, scope, receive, endpoint, path)
-            leaving = _Leaving(receive, self._patience)
+            if request.source is None:  # else the body is still on its way, and who reads it sees the client leave
+                leaving = _Leaving(receive, self._patience)
             if wants_output(request):
                 answer = await batch_output(request, gateway.call)
             else:
@@ -111,7 +112,8 @@ class GatewayRoutes:
                 await _send_whole(send, scope, answer.status, head, answer.body or b"")
                 return request if answer.status == 200 else None
             started = True
-            leaving.begin()
+            if leaving is not None:
+                leaving.begin()
             await _send_stream(send, answer.status, head, answer.stream)
         except ApiError as error:
             await _send_refusal(send, scope, head, error, endpoint)
@@ -169,9 +171,14 @@ class GatewayRoutes:
                 426, "Expected a WebSocket: send the headers of its handshake.", headers={"upgrade": "websocket"}
             )
         body = b""
+        source: Arriving | None = None
         content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if method in ("POST", "PUT", "PATCH"):
-            body = await read_body(receive, headers, self._application.settings.max_body_bytes)
+            settings = self._application.settings
+            if endpoint.name == "files" and content_type == "multipart/form-data":
+                source = arriving(receive, headers, settings.max_body_bytes, settings.max_upload_bytes)
+            if source is None:
+                body = await read_body(receive, headers, settings.max_body_bytes)
             known = content_type in _COMPLIANT or content_type.startswith("audio") or not content_type
             if body and endpoint.mapped and not known:
                 raise bad_request("Invalid content type passed", code="invalid_content_type")  # VAL-01
@@ -180,7 +187,7 @@ class GatewayRoutes:
         query: bytes = scope["query_string"]
         if azure:
             query, body = _from_azure(scope["path"], query, body)
-        return Request(
+        made = Request(
             endpoint,
             caller.naming,
             caller.workspace,
@@ -193,6 +200,8 @@ class GatewayRoutes:
             content_type=content_type or ("application/json" if body[:1] == b"{" else ""),
             body=body,
         )
+        made.source = source
+        return made
 
 
 def _at_azure(path: str) -> tuple[Endpoint, str] | None:

@@ -271,6 +271,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         # 64 MiB: a few dozen messages of 256,000 characters (BEHAVIOUR LIM-13), each \uXXXX-escaped to six bytes.
         int, Meta(ge=1024, description="Largest request body; a larger one is answered with 413.")
     ] = 64 * 1024 * 1024
+    max_upload_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            description="Largest request with a file for a bucket, which is passed on as it comes if it is larger than"
+            " `max_body_bytes` (docs/gateway/jobs.md).",
+        ),
+    ] = 1024 * 1024 * 1024
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="The least serious log line that is written.")
     ] = "info"
@@ -318,7 +326,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0, description="How long an event stays available to a viewer that comes late or back.")
     ] = 600.0
     stream_retention_bytes: Annotated[
-        int, Meta(ge=0, description="Most bytes of such events that a process keeps; the oldest go first.")
+        int,
+        Meta(
+            ge=0,
+            description="Most bytes of such events that a process keeps, the oldest go first; with `redis_url`, of one"
+            " run, about.",
+        ),
     ] = 16 * 1024 * 1024
     cache_bytes: Annotated[
         int,

@@ -111,7 +111,7 @@ async def open_store(
         return
     _folder(settings)
     path = settings.database_path
-    lock = _lock(path) if exclusive else None
+    held = lock(path) if exclusive else None
     try:
         await asyncio.to_thread(prepare, path)
         sealer = Sealer(load_key(settings.seal_key.reveal(), settings.data))
@@ -122,8 +122,8 @@ async def open_store(
         finally:
             await store.close()
     finally:
-        if lock is not None:
-            os.close(lock)
+        if held is not None:
+            os.close(held)
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ async def _open_postgres(
             await presence.close()
 
 
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
     """Hold the server's lock beside the database until the descriptor is closed, or the process dies."""
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

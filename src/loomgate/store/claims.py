@@ -78,7 +78,7 @@ _CANDIDATES = {
     )
 }
 _CLAIMED = f"""
-    UPDATE runs SET fence = fence + 1, worker = :by, due = :until WHERE id IN (SELECT id FROM claimed)
+    UPDATE runs SET fence = fence + 1, worker = :by, due = :until WHERE id %s
     RETURNING {", ".join(column.name for column in rows.COLUMNS)}, spec"""
 
 
@@ -95,24 +95,31 @@ _WAITING = Statement(
 _NAMES = Statement(_text(_SOME_WORKSPACES))
 _ANY = Statement(
     _text(f"{_CANDIDATES['sqlite']} SELECT 1 FROM candidates LIMIT 1"),
-    postgresql=_text(f"{_CANDIDATES['postgresql']} SELECT 1 FROM candidates LIMIT 1"),
+    postgresql=lambda: _text(f"{_CANDIDATES['postgresql']} SELECT 1 FROM candidates LIMIT 1"),
 )
 _CLAIM = Statement(
     _text(f"""{_CANDIDATES["sqlite"]},
     claimed AS (SELECT id FROM candidates ORDER BY turn, due, id LIMIT :count)
-    {_CLAIMED}"""),
-    # Looked at once more under the lock: somebody may have been faster.
-    postgresql=_text(f"""{_CANDIDATES["postgresql"]},
+    {_CLAIMED % "IN (SELECT id FROM claimed)"}"""),
+    # Locked one by one until there are enough, and looked at once more under the lock: somebody may have been faster.
+    # In forms that leave the planner no choice: what it expects to find would let it read all runs that are due.
+    postgresql=lambda: _text(f"""{_CANDIDATES["postgresql"]},
     claimed AS (
-        SELECT runs.id FROM candidates JOIN runs ON runs.id = candidates.id WHERE runs.due <= :now
-        ORDER BY candidates.turn, candidates.due, candidates.id LIMIT :count FOR UPDATE OF runs SKIP LOCKED
+        SELECT locked.id FROM (SELECT id FROM candidates ORDER BY turn, due, id) AS candidate
+        CROSS JOIN LATERAL (
+            SELECT id FROM runs WHERE id = candidate.id AND due <= :now FOR UPDATE SKIP LOCKED
+        ) AS locked LIMIT :count
     )
-    {_CLAIMED}"""),
+    {_CLAIMED % "= ANY (ARRAY(SELECT id FROM claimed))"}"""),
 )
 # Who counts places excludes others who do, until the commit. SQLite has one writer anyway.
-_ALONE = Statement(_text("SELECT 1"), postgresql=_text("SELECT pg_advisory_xact_lock({}, {})".format(*_COUNTING)))
+_ALONE = Statement(
+    _text("SELECT 1"),
+    postgresql=lambda: _text("SELECT pg_advisory_xact_lock({}, {})".format(*_COUNTING)),
+)
 _CLOCK = Statement(
-    _text("SELECT NULL"), postgresql=_text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+    _text("SELECT NULL"),
+    postgresql=lambda: _text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"),
 )
 
 

@@ -128,7 +128,8 @@ _SEALED = Statement(sa.select(_c.c.sealed).where(_c.c.id == _key))
 _one = sa.literal_column("1", sa.Integer)
 # What else may be sealed already, in a database that was copied here: by the kind that its context begins with.
 _ANY = {
-    "credential": Statement(sa.select(_c.c.workspace, _c.c.id, _c.c.sealed).limit(_one)),
+    # Not the sample: another node may leave it at this moment, and it is sealed in a context of its own.
+    "credential": Statement(sa.select(_c.c.workspace, _c.c.id, _c.c.sealed).where(_c.c.id != _SAMPLE).limit(_one)),
     **{
         kind: Statement(sa.select(table.c.workspace, table.c.slug, table.c.sealed).limit(_one))
         for kind, table in (("virtual_key", tables.virtual_keys), ("integration", tables.integrations))

@@ -4,13 +4,17 @@ What must live here: all that knows PostgreSQL's driver. What must not: tables o
 
 A transaction that lost against another (a deadlock, a serialization failure) or whose connection broke is run again.
 When the break came in the middle of the commit itself, the server is asked what became of it, so that nothing is done
-twice and nothing is taken for done that is not (docs/why/postgresql.md).
+twice and nothing is taken for done that is not (`_Mark`, docs/why/postgresql.md).
 """
 
 import asyncio
 import logging
+import os
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import secrets
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
 
@@ -28,11 +32,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DIALECT = dialect_of_asyncpg()
+_CLOSE_SECONDS = 5.0
 _PAUSE = (0.02, 0.5)  # seconds between two attempts, growing from the first to the second
-# What lost against somebody else and may win when it is done again.
-_LOST = (pg.DeadlockDetectedError, pg.SerializationError, pg.LockNotAvailableError)
+# What lost against somebody else and may win when it is done again; the last: a prepared statement, since a migration
+# changed its table (the driver has thrown it away by then).
+_LOST = (pg.TransactionRollbackError, pg.LockNotAvailableError, pg.InvalidCachedStatementError)
 # What says that this connection is of no use any more, or that none can be had now.
-_GONE = (
+BROKEN = (
     OSError,
     TimeoutError,
     asyncio.IncompleteReadError,
@@ -47,6 +53,23 @@ _GONE = (
 )
 
 
+# PostgreSQL's texts hold no NUL: it is stored as this pair of characters, and the first of them as another pair. The
+# first is no character of any language (a noncharacter of Unicode), so hardly any text is changed at all.
+_ESCAPE = "\ufdd0"
+
+
+def escaped(text: str) -> str:
+    """``text`` as it is stored in a text column."""
+    if "\0" not in text and _ESCAPE not in text:
+        return text
+    return text.replace(_ESCAPE, _ESCAPE + "1").replace("\0", _ESCAPE + "0")
+
+
+def unescaped(text: str) -> str:
+    """The text that `escaped` was given."""
+    return text.replace(_ESCAPE + "0", "\0").replace(_ESCAPE + "1", _ESCAPE)
+
+
 class _Connection(Protocol):
     """The part of an asyncpg connection that is used here, with types."""
 
@@ -55,8 +78,9 @@ class _Connection(Protocol):
     async def fetchval(self, query: str, *args: Any) -> Any: ...
     async def execute(self, query: str, *args: Any) -> str: ...
     async def executemany(self, command: str, args: list[tuple[Any, ...]]) -> None: ...
+    @property
+    def mark(self) -> "_Mark": ...
     def terminate(self) -> None: ...
-    def is_closed(self) -> bool: ...
 
 
 async def connect(given: Arguments, *, patient: bool = False, **settings: str) -> Any:
@@ -68,26 +92,81 @@ async def connect(given: Arguments, *, patient: bool = False, **settings: str) -
     if patient:
         arguments["command_timeout"] = None
     try:
-        return await asyncpg.connect(**arguments)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    except (*_GONE, pg.PostgresError, ValueError) as error:
+        connection = cast(Any, await asyncpg.connect(**arguments))  # pyright: ignore[reportUnknownMemberType]
+    except (*BROKEN, pg.PostgresError, ValueError) as error:
         raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
+    await _tuner(given)(connection)
+    return connection
+
+
+def _tuner(given: Arguments) -> Callable[[Any], Awaitable[None]]:
+    """What sets the options of a new connection's socket: the driver has no arguments for them."""
+
+    async def tune(connection: Any) -> None:
+        found = connection._transport.get_extra_info("socket")
+        if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        # By another descriptor of the same socket: an event loop lends one that cannot be changed.
+        with socket.socket(found.family, fileno=os.dup(found.fileno())) as same:
+            for level, name, value in given.tcp:
+                same.setsockopt(level, name, value)
+
+    return tune
+
+
+class _Mark:
+    """A row of `writers` that one connection writes, and its number there.
+
+    Every transaction begins by writing its number into the row, in the same message as its BEGIN. So its fate can be
+    asked for when the answer to its COMMIT got lost, and whoever asks waits for it if it is not over.
+    """
+
+    __slots__ = ("number", "writer")
+
+    def __init__(self) -> None:
+        self.writer = secrets.token_hex(12)
+        self.number = 0
+
+    @property
+    def prepare(self) -> str:
+        """What to tell a new connection."""
+        return (
+            "PREPARE loomgate_begin (bigint) AS INSERT INTO writers (id, number, at)"  # noqa: S608 - an id of ours
+            f" VALUES ('{self.writer}', $1, extract(epoch FROM now())::bigint)"
+            " ON CONFLICT (id) DO UPDATE SET number = excluded.number, at = excluded.at"
+        )
+
+    @property
+    def begin(self) -> str:
+        """What begins the next transaction."""
+        self.number += 1
+        return f"BEGIN; EXECUTE loomgate_begin({self.number})"
+
+
+_FATE = "SELECT number FROM writers WHERE id = $1 FOR UPDATE"
+_FORGET = "DELETE FROM writers WHERE at < extract(epoch FROM now()) - 7 * 86400"
 
 
 class _Plain(asyncpg.Connection):
     """A connection that goes back to the pool as it is: nothing of ours is left on it that would have to be reset."""
 
-    __slots__ = ()
+    __slots__ = ("mark",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)  # pyright: ignore[reportUnknownMemberType]
+        self.mark = _Mark()
 
     def get_reset_query(self) -> str:  # pyright: ignore[reportImplicitOverride]
         return ""
 
 
 class _Unsure(Exception):
-    """The connection broke in the middle of a commit of the transaction ``xid``."""
+    """The connection broke in the middle of the commit of transaction ``number`` of ``writer``."""
 
-    def __init__(self, xid: str) -> None:
-        super().__init__(xid)
-        self.xid = xid
+    def __init__(self, writer: str, number: int) -> None:
+        super().__init__(writer, number)
+        self.writer = writer
+        self.number = number
 
 
 class _Tx:
@@ -101,12 +180,13 @@ class _Tx:
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """All rows of ``statement`` with ``params`` bound by name."""
         made = statement.compiled(DIALECT)
-        return await self._connection.fetch(made.sql, *_bound(made, params))
+        return _read(await self._connection.fetch(made.sql, *_bound(made, params)), made)
 
     async def row(self, statement: Statement, **params: Any) -> Row | None:
         """The first row of ``statement``, or ``None``."""
         made = statement.compiled(DIALECT)
-        return await self._connection.fetchrow(made.sql, *_bound(made, params))
+        row = await self._connection.fetchrow(made.sql, *_bound(made, params))
+        return None if row is None else _read([row], made)[0]
 
     async def run(self, statement: Statement, **params: Any) -> int:
         """Execute a statement that returns no rows; answers how many rows it changed."""
@@ -125,9 +205,22 @@ class _Tx:
 
 
 def _bound(made: Compiled, params: dict[str, Any]) -> list[Any]:
-    if not made.defaults:
-        return [params[name] for name in made.names]
-    return [params[name] if name in params else made.defaults[name] for name in made.names]
+    if made.defaults:
+        params = {**made.defaults, **params}
+    found = [params[name] for name in made.names]
+    for at, value in enumerate(found):
+        if value.__class__ is str and ("\0" in value or _ESCAPE in value):
+            found[at] = escaped(value)
+    return found
+
+
+def _read(found: list[Row], made: Compiled) -> list[Row]:
+    for row in found:
+        for at in made.texts:
+            value = row[at]
+            if value is not None and _ESCAPE in value:
+                return [tuple(unescaped(one) if one.__class__ is str else one for one in row) for row in found]
+    return found
 
 
 class PostgresDatabase:
@@ -138,7 +231,8 @@ class PostgresDatabase:
         self._place = place
         self._wait = wait_seconds
         self._retry = retry_seconds
-        self._writes: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     @classmethod
     async def open(
@@ -151,6 +245,12 @@ class PostgresDatabase:
         cannot be reached. Raises `StoreError`, which shows no password, when there is no such server.
         """
         given = arguments(url)
+        tune = _tuner(given)
+
+        async def prepare(connection: Any) -> None:
+            await tune(connection)
+            await connection.execute(connection.mark.prepare)
+
         try:
             pool = await asyncpg.create_pool(  # pyright: ignore[reportUnknownMemberType]
                 **given.connect,
@@ -158,12 +258,15 @@ class PostgresDatabase:
                 max_size=connections,
                 max_inactive_connection_lifetime=300.0,
                 connection_class=_Plain,
+                init=prepare,
                 statement_cache_size=1024,
                 max_cached_statement_lifetime=0,
             )
-        except (*_GONE, pg.PostgresError, ValueError) as error:
+        except (*BROKEN, pg.PostgresError, ValueError) as error:
             raise StoreError(f"cannot open the database {given.place}: {_words(error)}") from None
-        return cls(pool, given.place, wait_seconds=wait_seconds, retry_seconds=retry_seconds)
+        database = cls(pool, given.place, wait_seconds=wait_seconds, retry_seconds=retry_seconds)
+        await database._again(lambda connection: connection.execute(_FORGET))  # of connections long gone
+        return database
 
     @property
     def place(self) -> str:
@@ -182,49 +285,64 @@ class PostgresDatabase:
         async def once(connection: _Connection) -> T:
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
-                return await work(_Tx(connection))
-            finally:
-                await connection.execute("ROLLBACK")
+                result = await work(_Tx(connection))
+            except Exception:
+                with suppress(*BROKEN):
+                    await connection.execute("ROLLBACK")
+                raise
+            await connection.execute("COMMIT")
+            return result
 
-        return await self._again(once)
+        return await self._apart(self._again(once))
 
     async def look(self, work: Work[T]) -> T:
         """See `Database.look`."""
-        return await self._again(lambda connection: work(_Tx(connection)))
+        return await self._apart(self._again(lambda connection: work(_Tx(connection))))
 
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """The rows of one reading statement."""
-        return await self._again(lambda connection: _Tx(connection).rows(statement, **params))
+        return await self._apart(self._again(lambda connection: _Tx(connection).rows(statement, **params)))
 
     async def row(self, statement: Statement, **params: Any) -> Row | None:
         """The first row of one reading statement, or ``None``."""
-        return await self._again(lambda connection: _Tx(connection).row(statement, **params))
+        return await self._apart(self._again(lambda connection: _Tx(connection).row(statement, **params)))
 
     async def write(self, work: Work[T]) -> T:
         """See `Database.write`."""
-        # A task of its own: a caller that is cancelled would else break the connection off in the middle.
-        task = asyncio.get_running_loop().create_task(self._write(work))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        return await self._apart(self._write(work))
+
+    async def _apart(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` gives, in a task of its own: a caller that is cancelled would else break its connection off in
+        the middle. It goes to its end, which time-outs bound, and nobody hears of it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._over)
         return await asyncio.shield(task)
+
+    def _over(self, task: "asyncio.Task[Any]") -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone: then nobody else asks for it
 
     async def _write(self, work: Work[T]) -> T:
         result: list[T] = []
 
         async def once(connection: _Connection) -> T:
             result.clear()
-            await connection.execute("BEGIN")
-            xid: str = await connection.fetchval("SELECT pg_current_xact_id()::text")
+            mark = connection.mark
+            await connection.execute(mark.begin)
             try:
                 result.append(await work(_Tx(connection)))
             except BaseException:
-                with suppress(*_GONE):
+                with suppress(*BROKEN):
                     await connection.execute("ROLLBACK")
                 raise
             try:
-                await connection.execute("COMMIT")
-            except _GONE as error:
-                raise _Unsure(xid) from error
+                done = await connection.execute("COMMIT")
+            except BROKEN as error:
+                raise _Unsure(mark.writer, mark.number) from error
+            if done != "COMMIT":  # something in it had failed, and its error was passed over
+                raise StoreError(f"the database {self._place} took a transaction back")
             return result[0]
 
         end = clock.monotonic() + self._retry
@@ -232,21 +350,26 @@ class PostgresDatabase:
             try:
                 return await self._again(once, end)
             except _Unsure as unsure:
-                if await self._again(lambda connection, xid=unsure.xid: _committed(connection, xid), end):
+                # Asked for a little longer than work is tried again: not to know is worse than to fail.
+                late = max(end, clock.monotonic() + self._retry)
+                last = await self._again(lambda held, of=unsure.writer: held.fetchval(_FATE, of), late)
+                if last == unsure.number:
                     return result[0]
 
     async def _again(self, once: Callable[[_Connection], Awaitable[T]], end: float | None = None) -> T:
         """What ``once`` gives on a connection; tried again until the time ``end`` when that breaks or loses."""
         end = clock.monotonic() + self._retry if end is None else end
+        if self._closed:
+            raise StoreError(f"the database {self._place} is closed")
         pause, most = _PAUSE
         while True:
             try:
                 async with self._connection() as connection:
                     return await once(connection)
-            except (*_LOST, *_GONE) as error:
+            except (*_LOST, *BROKEN) as error:
                 if isinstance(error, ValueError):  # a fault of ours: what was given does not fit its parameter
                     raise
-                if clock.monotonic() + pause >= end:
+                if self._closed or clock.monotonic() + pause >= end:
                     raise StoreAway(f"the database {self._place} cannot be used: {_words(error)}") from None
                 log.info("trying again at the database: %s", _words(error))
             except pg.PostgresError as error:
@@ -268,32 +391,28 @@ class PostgresDatabase:
         try:
             yield held
         except BaseException as error:
-            if isinstance(error, (*_GONE, _Unsure, asyncio.CancelledError, GeneratorExit)):
-                held.terminate()  # whatever state it is in, nobody gets it again
+            if isinstance(error, (*BROKEN, _Unsure, asyncio.CancelledError, GeneratorExit)):
+                with suppress(*BROKEN):  # the driver has noticed it itself; this must not hide what happened
+                    held.terminate()  # whatever state it is in, nobody gets it again
             raise
         finally:
-            with suppress(*_GONE):
+            with suppress(*BROKEN):
                 await self._pool.release(held)
 
     async def close(self) -> None:
         """See `Database.close`."""
-        if self._writes:
-            await asyncio.wait(self._writes)
+        while self._running:
+            await asyncio.wait(self._running)
+        self._closed = True
         try:
-            await asyncio.wait_for(self._pool.close(), 5.0)
-        except (*_GONE, pg.PostgresError):
+            await asyncio.wait_for(self._pool.close(), _CLOSE_SECONDS)
+        except (*BROKEN, pg.PostgresError):
             self._pool.terminate()
-
-
-async def _committed(connection: _Connection, xid: str) -> bool:
-    """What became of transaction ``xid``; waits while its server process still has to end it."""
-    while True:
-        status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", xid)
-        if status != "in progress":
-            return status == "committed"
-        await clock.sleep(_PAUSE[0])
 
 
 def _words(error: BaseException) -> str:
     """One line that says what went wrong, without the address or the password."""
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    words = " ".join(str(error).split())
+    return words or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)

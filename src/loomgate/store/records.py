@@ -68,10 +68,12 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 class Submitted(msgspec.Struct, frozen=True):
-    """A run that goes on with its tool outputs: its body, and the events to publish."""
+    """A run that goes on with its tool outputs: its body, and the events to publish; ``fence`` is the token of the
+    worker that made the calls."""
 
     body: bytes
     events: list[bytes]
+    fence: int
 
 
 class Overdue(msgspec.Struct, frozen=True):

@@ -274,7 +274,7 @@ class Runs:
             )
             await rows.put_step(tx, step)
             resumed = await rows.change_run(tx, self._outbox, row, "resume")
-            return Submitted(resumed.body, [events.step_event(step, row.expires_at), *resumed.events])
+            return Submitted(resumed.body, [events.step_event(step, row.expires_at), *resumed.events], row.fence)
 
         return await self._db.write(work)
 

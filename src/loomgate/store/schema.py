@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEAD = "0004"  # the newest revision in migrations/versions (a test compares)
+HEAD = "0005"  # the newest revision in migrations/versions (a test compares)
 COPYING = "copying"  # the revision of a PostgreSQL database that a copy is still being written into
 _VERSIONED = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
 
@@ -68,6 +68,8 @@ def upgrade(path: Path) -> tuple[str | None, str]:
 
 def _definitions(dialect: Dialect) -> list[str]:
     """What makes the tables of this version in an empty database, stamped with its revision."""
+    if dialect.name == "postgresql":
+        tables.on_postgresql()
     made: list[str] = []
     for table in tables.metadata.sorted_tables:
         made.append(str(CreateTable(table).compile(dialect=dialect)))

@@ -19,7 +19,7 @@ from loomgate.providers.dialect import HttpCall
 from loomgate.providers.jobs import s3, tuning
 from loomgate.providers.jobs.form import uploaded
 from loomgate.providers.jobs.job import PAGE, Task, Told, Verbs, answered, decoded, paged, streamed, window
-from loomgate.providers.jobs.lines import CHAT, converted, encode, failed, line_of, refusing, result, viewed
+from loomgate.providers.jobs.lines import CHAT, converted, encode, failed, line_of, refusing, result
 from loomgate.providers.jobs.shapes import (
     batch_of,
     batch_status,
@@ -59,13 +59,13 @@ def _bucket(task: Task) -> str:
 
 
 async def _upload(task: Task) -> Told:
-    file = uploaded(task.asked, "bedrock", ("batch", "fine-tune"))
+    file = await uploaded(task, ("batch", "fine-tune"), streams=True)
     key = task.option("aws_s3_object_key") or task.header("provider-file-name") or f"{secrets.token_hex(12)}.jsonl"
     bucket, key = checked(_bucket(task), key.lstrip("/"), "x-portkey-aws-s3-object-key")
     if not key.endswith(".jsonl"):
         raise refused("x-portkey-aws-s3-object-key", "a name that ends in .jsonl", key[:100])
     convert = partial(_request if file.purpose == "batch" else _example, task)
-    pieces = converted(viewed(file.content), convert)
+    pieces = converted(file.pieces, convert)
     size = await s3.put(task, bucket, key, pieces, {"purpose": file.purpose, "filename": file.filename})
     return Told(fields=file_of(object_id("s3", bucket, key), size, now(), file.filename, file.purpose))
 

@@ -28,7 +28,6 @@ from loomgate.providers.jobs.lines import (
     line_of,
     refusing,
     result,
-    viewed,
     wrong,
 )
 from loomgate.providers.jobs.shapes import (
@@ -77,7 +76,7 @@ def _checked(id: str, param: str) -> str:
 
 
 async def _upload(task: Task) -> Told:
-    file = uploaded(task.asked, "cohere", ("batch",))
+    file = await uploaded(task, ("batch",))
     urls: list[str] = []
 
     def convert(at: int, raw: bytes) -> bytes:
@@ -87,7 +86,7 @@ async def _upload(task: Task) -> Told:
             raise wrong(at, f"expected {urls[0]} as in the lines before it, but got {line.url}: a file has one kind.")
         return refusing(at, lambda: _embed(line) if line.url == EMBED else _chat(task, line))
 
-    data = b"".join([piece async for piece in converted(viewed(file.content), convert)])
+    data = b"".join([piece async for piece in converted(file.pieces, convert)])
     if not urls:
         raise refused("file", "at least one line")
     name = task.header("provider-file-name") or file.filename

@@ -27,7 +27,6 @@ from loomgate.providers.jobs.lines import (
     line_of,
     object_of_line,
     result,
-    viewed,
 )
 from loomgate.providers.jobs.shapes import (
     batch_of,
@@ -95,10 +94,10 @@ def _last(name: object) -> str:
 
 
 async def _upload(task: Task) -> Told:
-    file = uploaded(task.asked, "fireworks-ai", ("batch", "fine-tune"))
+    file = await uploaded(task, ("batch", "fine-tune"))
     named = re.sub(r"\.jsonl$", "", task.header("provider-file-name"))
     id = _checked(named or f"{file.purpose}-{secrets.token_hex(12)}", "x-portkey-provider-file-name")
-    made = [piece async for piece in converted(viewed(file.content), partial(_line, task, file.purpose))]
+    made = [piece async for piece in converted(file.pieces, partial(_line, task, file.purpose))]
     data, count = b"".join(made), sum(piece.count(b"\n") for piece in made)
     if len(data) > _LONGEST:
         raise ApiError(413, f"The file is larger than the {_LONGEST >> 20} MiB that Fireworks takes at once.")

@@ -54,6 +54,24 @@ class Means(Protocol):
         ...
 
 
+class Source(Protocol):
+    """A body that was too large to be held, and is passed on as it comes. ``spent``: it was begun, so it cannot be
+    sent again; ``failure`` is what became of it then."""
+
+    spent: bool
+    failure: Exception | None
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The body, once."""
+        ...
+
+
+def too_large_for(vendor: str) -> ApiError:
+    """The 413 for such a body where it would have to be held."""
+    said = f"The request body is too large: the provider '{vendor}' takes a file in one piece. Expected at most"
+    return ApiError(413, f"{said} max_body_bytes.", headers={"connection": "close"})
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """One request: ``id`` as the client wrote it, its escapes undone once; ``fields`` its JSON body."""
 
@@ -62,6 +80,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     means: Means
     id: str = ""
+    source: Source | None = None
 
     def header(self, name: str) -> str:
         """A header of GATEWAY RH-23, by its name without ``x-portkey-``; "" without it."""

@@ -31,7 +31,6 @@ from loomgate.providers.jobs.lines import (
     line_of,
     refusing,
     result,
-    viewed,
     wrong,
 )
 from loomgate.providers.jobs.shapes import (
@@ -73,10 +72,10 @@ def _bucket(task: Task) -> str:
 
 
 async def _upload(task: Task) -> Told:
-    file = uploaded(task.asked, "vertex-ai", ("batch", "fine-tune"))
+    file = await uploaded(task, ("batch", "fine-tune"), streams=True)
     key = task.header("provider-file-name") or f"{secrets.token_hex(12)}.jsonl"
     bucket, key = checked(_bucket(task), key.lstrip("/"), "x-portkey-provider-file-name")
-    pieces = converted(viewed(file.content), partial(_request if file.purpose == "batch" else _example, task))
+    pieces = converted(file.pieces, partial(_request if file.purpose == "batch" else _example, task))
     made = await gcs.put(task, bucket, key, pieces, {"purpose": file.purpose, "filename": file.filename})
     return Told(fields=_file_of(made, bucket, key))
 
