@@ -91,6 +91,20 @@ def test_command_lines_are_commands() -> None:
         assert callable(_parser().parse_args(words).command)
 
 
+def test_the_pages_command_lines_are_commands() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    blocks = "\n".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    blocks = re.sub(r"\$\([^)]*\)", "NOW", blocks)
+    lines = [shlex.split(part, comments=True) for line in blocks.splitlines() for part in line.split(" && ")]
+    ours = [words[1:] for words in lines if words and words[0] == "loomgate"]
+    ours += [words[words.index("server") + 1 :] for words in lines if "server" in words]
+    ours += [words[words.index("exec") + 3 :] for words in lines if "exec" in words]
+    assert {words[0] for words in ours} == {"backup", "doctor", "keys", "serve"}
+    for words in ours:
+        assert callable(_parser().parse_args(words).command)
+    assert {path for path in re.findall(r"deploy/[A-Za-z./]+", blocks) if not (ROOT / path).exists()} <= {"deploy/.env"}
+
+
 # --- the image ---
 
 
