@@ -77,8 +77,8 @@ class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
     ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
-    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later than
-    what already went on after it is as bad as missing.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later
+    than what already went on after it is as bad as missing.
     """
 
     __slots__ = ("_ended", "_seen", "_whole", "fence")
