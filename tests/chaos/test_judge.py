@@ -1,4 +1,4 @@
-"""The judge must notice every kind of fault: a good record has none, and each spoiled one has the fault it was given."""
+"""The judge must notice every kind of fault: a good record has none, a spoiled one has the fault it was given."""
 
 import copy
 from collections.abc import Callable
