@@ -74,6 +74,7 @@ def test_the_version_loads_no_library(tmp_path: Path) -> None:
         (),
         ("serve",),
         ("migrate",),
+        ("backup",),
         ("doctor",),
         ("keys",),
         ("keys", "create"),

@@ -110,7 +110,9 @@ def make_nodes(forge: Forge, tmp_path: Path, redis_url: str) -> Iterator[Callabl
             "LOOMGATE_POLL_INTERVAL_SECONDS": "0.1",
             "LOOMGATE_DRAIN_SECONDS": "5",
         }
-        nodes = Nodes(forge, tmp_path, environment)
+        place = tmp_path / f"cluster{len(made)}"
+        place.mkdir()
+        nodes = Nodes(forge, place, environment)
         made.append(nodes)
         return nodes
 

@@ -473,7 +473,7 @@ class _Life(RuleBasedStateMachine):
         for message in messages:
             if message["id"] in run.notes:
                 assert message["metadata"] == {"note": "1"}, "a client's metadata is kept"
-        texts = ["".join(part.get("refusal") or part["text"]["value"] for part in m["content"]) for m in messages]
+        texts = [_words(message["content"]) for message in messages]
         end = expected(run.script, run.outputs)
         if shown["status"] in ("completed", "incomplete"):
             assert end is not None, (run, texts, shown)
@@ -550,14 +550,14 @@ class OneServer(_Life):
         super().at_rest()
         self._watch()
         for run in self.runs.values():
-            told = [(name, data) for id, name, data in self.sim.bus.told if id == run.id]
+            told = [(name, data) for id, name, data in self.sim.bus.published if id == run.id]
             if not run.thread.gone:
                 self._told_as_committed(run, told)
-            self._deltas_add_up(told)
+            self._as_sdks_hear_it(told)
             for viewer in run.viewers:
                 assert viewer.over, "every stream ends"
                 assert [name for name, _ in viewer.told].count("done") == 1
-                self._deltas_add_up(viewer.told)
+                self._as_sdks_hear_it(viewer.told)
 
     def _told_as_committed(self, run: _Run, told: list[tuple[str, Any]]) -> None:
         statuses = [data["status"] for name, data in told if name.startswith("thread.run.") and "step" not in name]
@@ -565,23 +565,42 @@ class OneServer(_Life):
         changes = [status for n, status in enumerate(run.seen) if n == 0 or status != run.seen[n - 1]]
         assert statuses[1:] == changes, f"every change is told once, in the order of commits: {told}"
 
-    def _deltas_add_up(self, told: list[tuple[str, Any]]) -> None:
-        """SSE-26, and no event of a message before it was created (SSE-21)."""
+    def _as_sdks_hear_it(self, told: list[tuple[str, Any]]) -> None:
+        """What the SDKs throw at does not come (SSE-20, SSE-21, SSE-25), and what they put together is what is stored
+        (SSE-26): they begin with the content of ``created``, which is all so far for a viewer that came late."""
+        steps: set[str] = set()
         texts: dict[str, str] = {}
+        current: str | None = None
         for name, data in told:
-            if name == "thread.message.created":
-                texts[data["id"]] = ""
+            if name == "thread.run.step.created":
+                assert data["id"] not in steps, "created once"
+                steps.add(data["id"])
+            elif name == "thread.run.step.delta":
+                assert data["id"] in steps, "created before"
+            elif name == "thread.message.created":
+                assert current is None, "one message at a time"
+                assert data["id"] not in texts, "created once"
+                current = data["id"]
+                texts[current] = _words(data["content"])
             elif name == "thread.message.delta":
-                for part in data["delta"]["content"]:
-                    texts[data["id"]] += part["text"].get("value", "") if "text" in part else part["refusal"]
+                assert data["id"] == current
+                texts[current] += _words(data["delta"]["content"])
             elif name in ("thread.message.completed", "thread.message.incomplete"):
-                whole = "".join(part.get("refusal") or part["text"]["value"] for part in data["content"])
-                told_all = texts[data["id"]] == whole
+                assert data["id"] == current
+                current = None
+                said, whole = texts[data["id"]], _words(data["content"])
                 # A run that others end (a read that finds it past its time, a drive that took over) ends with what is
                 # stored, which may lag behind the deltas by a checkpoint.
                 reason = (data["incomplete_details"] or {}).get("reason")
-                lags = reason in ("run_expired", "run_cancelled") and texts[data["id"]].startswith(whole)
-                assert told_all or lags, (name, data)
+                lags = reason in ("run_expired", "run_cancelled") and said.startswith(whole)
+                assert said == whole or lags, (name, data)
+            elif name == "error":
+                return  # both raise: whoever looks on again begins anew
+
+
+def _words(content: list[dict[str, Any]]) -> str:
+    """What the parts of a message, or of a delta, say."""
+    return "".join(part["text"].get("value", "") if "text" in part else part["refusal"] for part in content)
 
 
 class ManyWorkers(_Life):

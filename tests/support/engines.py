@@ -87,6 +87,11 @@ class PostgresServer:
         return f"postgresql://loomgate@127.0.0.1:{self.port}/{database}"
 
     @property
+    def programs(self) -> Path:
+        """The folder of PostgreSQL's own programs: `pg_dump` and others."""
+        return self._bin
+
+    @property
     def pid(self) -> int:
         """The process id of the server's first process."""
         assert self._process is not None

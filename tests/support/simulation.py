@@ -6,6 +6,8 @@ instead of in a thread. So a run of the test depends on nothing but the order in
 """
 
 import asyncio
+import random
+import secrets
 import shutil
 import tempfile
 import threading
@@ -30,6 +32,7 @@ from loomgate.gateway import Gateway, GatewayConfig
 from loomgate.store import Store, schema
 from loomgate.store.seal import Sealer
 from loomgate.store.sqlite import SqliteDatabase
+from loomgate.wire import ids
 
 SETTINGS = WorkerSettings(concurrency=3)
 
@@ -97,7 +100,7 @@ class RecordingBus(LocalBus):
 
     def __init__(self) -> None:
         super().__init__(retention_seconds=120, retention_bytes=1 << 24)
-        self.told: list[tuple[str, str, Any]] = []
+        self.published: list[tuple[str, str, Any]] = []
 
     def publish(
         self,
@@ -110,9 +113,9 @@ class RecordingBus(LocalBus):
         viewer: Subscription | None = None,
     ) -> None:
         super().publish(run_id, events, first=first, settled=settled)
-        self.told += [(run_id, *parse(event)) for event in events]
+        self.published += [(run_id, *parse(event)) for event in events]
         if settled:
-            self.told.append((run_id, "done", None))
+            self.published.append((run_id, "done", None))
 
 
 def parse(event: bytes) -> tuple[str, Any]:
@@ -202,8 +205,14 @@ class Simulation:
         # second: what happens in one step of the test has one timestamp.
         self._now = 1.8e9 - clock._offset
         self._thread = threading.get_ident()
-        self._patch = mock.patch.object(clock, "time", SimpleNamespace(time=self._time, monotonic=time.monotonic))
-        self._patch.start()
+        self._began = self._now
+        self._dice = random.Random(0)  # noqa: S311 - ids as well: runs that are due at one moment are claimed in their order
+        self._patches = (
+            mock.patch.object(clock, "time", SimpleNamespace(time=self._time, monotonic=self._monotonic)),
+            mock.patch.object(ids, "secrets", SimpleNamespace(randbelow=self._below)),
+        )
+        for patch in self._patches:
+            patch.start()
         self._folder = tempfile.mkdtemp()
         path = Path(self._folder) / "loomgate.db"
         shutil.copy(_template(), path)
@@ -246,8 +255,18 @@ class Simulation:
                 return
         raise AssertionError("it never comes to rest")
 
+    @property
+    def _ours(self) -> bool:
+        return threading.get_ident() == self._thread
+
     def _time(self) -> float:
-        return self._now if threading.get_ident() == self._thread else time.time()  # noqa: TID251 - what clock asks
+        return self._now if self._ours else time.time()  # noqa: TID251 - what clock asks
+
+    def _monotonic(self) -> float:
+        return self._now - self._began if self._ours else time.monotonic()  # noqa: TID251 - what clock asks
+
+    def _below(self, most: int) -> int:
+        return self._dice.randrange(most) if self._ours else secrets.randbelow(most)
 
     def advance(self, seconds: float) -> None:
         """What `clock.advance` does, for this loop alone."""
@@ -315,7 +334,8 @@ class Simulation:
         asyncio.set_event_loop(None)
         self.loop.close()
         shutil.rmtree(self._folder)
-        self._patch.stop()
+        for patch in self._patches:
+            patch.stop()
 
 
 _made: list[Path] = []

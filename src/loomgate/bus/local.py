@@ -8,6 +8,7 @@ from loomgate.bus import Bus, Look, Subscription
 from loomgate.wire.events import DONE
 
 _OVERHEAD = 120  # bytes that a kept event costs besides its own
+_ERROR = b"event: error\n"
 _LOOKS = 3  # how often the store is read for a state that moves meanwhile
 
 
@@ -71,6 +72,8 @@ class LocalSubscription(Subscription):
                 if not self._first_done and self._at < channel.last:
                     continue  # the run went on after it had waited for its client
                 self.close()
+            elif not self._first_done and self._at + 1 < channel.last and event.startswith(_ERROR):
+                continue  # a worker let go of the run, and it went on
             return self._bus.id_of(self._at), event
         return None
 
@@ -149,6 +152,14 @@ class LocalBus(Bus):
         for woken in channel.waiting:
             woken.set()
         self._trim()
+
+    async def told(self, run_id: str, fence: int) -> list[bytes] | None:
+        """The events of a run whose channel has all of them; see `Bus.told`. So this process's worker knows when it
+        claims what its own lapsed lease had given free."""
+        channel = self._channels.get(run_id)
+        if channel is None or channel.base > 1:
+            return None
+        return [event for event in channel.events if event is not DONE]
 
     async def subscribe(self, run_id: str, look: Look, *, fresh: bool = False) -> LocalSubscription:
         """Look on from now; see `Bus.subscribe`."""

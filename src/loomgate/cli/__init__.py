@@ -117,6 +117,16 @@ def _copy(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(options: argparse.Namespace) -> int:
+    settings = load(options)
+    from loomgate.store.backup import backup
+
+    size = backup(settings, options.file)
+    say(f"{size} bytes; stored provider keys open with the seal key alone, which is not in it")
+    print(options.file)
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from loomgate import doctor
 
@@ -190,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     copy.set_defaults(command=_copy)
     copy.add_argument("source", type=Path, metavar="SQLITE-DIR", help="the data folder, whose server is stopped")
     copy.add_argument("target", metavar="POSTGRES-URL", help="an empty database")
+    kept = word(words.add_parser, "backup", "Copy the SQLite database while the server runs.", _backup)
+    kept.add_argument("file", type=Path, metavar="FILE", help="the copy, a new file")
     doctor = word(words.add_parser, "doctor", "Check the installation and say what to do.", _doctor, address)
     doctor.add_argument("--offline", action="store_true", help="do not call the providers")
 

@@ -471,8 +471,8 @@ class Worker:
         if room <= 0:
             await self._room()
             return True
-        if clock.now() - self._renewed >= self.settings.lease:
-            await self.renew()  # the process was held up: keep what is ours, if nobody took it meanwhile
+        if clock.now() - self._renewed >= self.settings.lease or self._renews:
+            await self.renew()  # the process may have been held up: keep what is ours, if nobody took it meanwhile
         wanted = min(room, _CLAIM)
         until = clock.monotonic() + self.settings.lease
         claimed = await self.store.runs.claim(self.name, wanted, self.settings.lease, self.settings.workspace_runs)
@@ -528,6 +528,10 @@ class Worker:
     async def renew(self) -> None:
         """Renew the leases held here, now; a drive whose fencing token is void is told so. Raises nothing."""
         await asyncio.shield(self._begin_to_renew())
+
+    @property
+    def _renews(self) -> bool:
+        return self._renewing is not None and not self._renewing.done()
 
     def _begin_to_renew(self) -> asyncio.Task[None]:
         if self._renewing is None or self._renewing.done():

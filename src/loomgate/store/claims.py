@@ -95,7 +95,7 @@ _WAITING = Statement(
 _NAMES = Statement(_text(_SOME_WORKSPACES))
 _ANY = Statement(
     _text(f"{_CANDIDATES['sqlite']} SELECT 1 FROM candidates LIMIT 1"),
-    postgresql=_text(f"{_CANDIDATES['postgresql']} SELECT 1 FROM candidates LIMIT 1"),
+    postgresql=lambda: _text(f"{_CANDIDATES['postgresql']} SELECT 1 FROM candidates LIMIT 1"),
 )
 _CLAIM = Statement(
     _text(f"""{_CANDIDATES["sqlite"]},
@@ -103,7 +103,7 @@ _CLAIM = Statement(
     {_CLAIMED % "IN (SELECT id FROM claimed)"}"""),
     # Locked one by one until there are enough, and looked at once more under the lock: somebody may have been faster.
     # In forms that leave the planner no choice: what it expects to find would let it read all runs that are due.
-    postgresql=_text(f"""{_CANDIDATES["postgresql"]},
+    postgresql=lambda: _text(f"""{_CANDIDATES["postgresql"]},
     claimed AS (
         SELECT locked.id FROM (SELECT id FROM candidates ORDER BY turn, due, id) AS candidate
         CROSS JOIN LATERAL (
@@ -113,9 +113,13 @@ _CLAIM = Statement(
     {_CLAIMED % "= ANY (ARRAY(SELECT id FROM claimed))"}"""),
 )
 # Who counts places excludes others who do, until the commit. SQLite has one writer anyway.
-_ALONE = Statement(_text("SELECT 1"), postgresql=_text("SELECT pg_advisory_xact_lock({}, {})".format(*_COUNTING)))
+_ALONE = Statement(
+    _text("SELECT 1"),
+    postgresql=lambda: _text("SELECT pg_advisory_xact_lock({}, {})".format(*_COUNTING)),
+)
 _CLOCK = Statement(
-    _text("SELECT NULL"), postgresql=_text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)")
+    _text("SELECT NULL"),
+    postgresql=lambda: _text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"),
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, cast
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -41,22 +41,24 @@ class Compiled:
 class Statement:
     """A SQLAlchemy expression, compiled on first use; parameters are given by name at each execution.
 
-    ``postgresql`` is the expression for that engine where the two differ in more than words.
+    ``postgresql`` makes the expression for that engine where the two differ in more than words.
     """
 
-    __slots__ = ("_by_dialect", "_compiled", "_expression")
+    __slots__ = ("_compiled", "_expression", "_postgresql")
 
-    def __init__(self, expression: sa.ClauseElement, *, postgresql: sa.ClauseElement | None = None) -> None:
+    def __init__(
+        self, expression: sa.ClauseElement, *, postgresql: Callable[[], sa.ClauseElement] | None = None
+    ) -> None:
         self._expression = expression
-        self._by_dialect = {} if postgresql is None else {"postgresql": postgresql}
+        self._postgresql = postgresql
         self._compiled: dict[str, Compiled] = {}
 
     def compiled(self, dialect: Dialect) -> Compiled:
         """The statement in the words of ``dialect``."""
         found = self._compiled.get(dialect.name)
         if found is None:
-            found = Compiled(self._by_dialect.get(dialect.name, self._expression), dialect)
-            self._compiled[dialect.name] = found
+            own = self._postgresql if dialect.name == "postgresql" else None
+            found = self._compiled[dialect.name] = Compiled(self._expression if own is None else own(), dialect)
         return found
 
 
@@ -65,7 +67,13 @@ def upsert(make: "Callable[[Callable[[sa.Table], Any]], sa.ClauseElement]") -> S
 
     ``make`` gets that function.
     """
-    return Statement(make(sqlite.insert), postgresql=make(postgresql.insert))
+
+    def on_postgresql() -> sa.ClauseElement:
+        from sqlalchemy.dialects.postgresql import insert  # 80 ms that a server on SQLite does without
+
+        return make(insert)
+
+    return Statement(make(sqlite.insert), postgresql=on_postgresql)
 
 
 def some_of(id: sa.ColumnElement[str], wanted: sa.Select[Any]) -> sa.ColumnElement[bool]:

@@ -68,6 +68,8 @@ def upgrade(path: Path) -> tuple[str | None, str]:
 
 def _definitions(dialect: Dialect) -> list[str]:
     """What makes the tables of this version in an empty database, stamped with its revision."""
+    if dialect.name == "postgresql":
+        tables.on_postgresql()
     made: list[str] = []
     for table in tables.metadata.sorted_tables:
         made.append(str(CreateTable(table).compile(dialect=dialect)))

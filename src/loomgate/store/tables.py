@@ -7,12 +7,11 @@ Times are whole seconds, except ``due``, which is milliseconds since the epoch.
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from loomgate.wire import lifecycle
 
 # Texts are compared and ordered by their bytes, on both engines: ids of the log are in the order of time.
-TEXT = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -40,8 +39,8 @@ def _counter(name: str) -> sa.Column[int]:
 
 
 def _where(condition: str) -> dict[str, Any]:
-    """What makes an index a partial one."""
-    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+    """What makes an index a partial one; for PostgreSQL see `on_postgresql`."""
+    return {"sqlite_where": sa.text(condition), "info": {"where": condition}}
 
 
 def _blob(name: str) -> sa.Column[bytes]:
@@ -310,3 +309,12 @@ spending = sa.Table(
 # A row for each connection of a node to PostgreSQL: the number of its last write, and when (store/postgres.py). Empty
 # in a SQLite file.
 writers = sa.Table("writers", metadata, _id(), _integer("number"), _integer("at"))
+
+
+def on_postgresql() -> None:
+    """Make the partial indexes such on PostgreSQL as well: for whoever makes or compares tables there. Done here when
+    they are declared, it would load that dialect, 80 ms, into every server on SQLite."""
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            if "where" in index.info:
+                index.dialect_options["postgresql"]["where"] = sa.text(index.info["where"])
