@@ -120,7 +120,8 @@ _RUNS = """
     SELECT {values}
     FROM runs r JOIN threads t ON t.id = r.thread_id, generate_series(0, $2::bigint - 1) AS n,
     LATERAL (SELECT CASE WHEN n < $3::bigint THEN 0 ELSE 1 + (n - $3::bigint) / $4::bigint END AS at) AS placed,
-    LATERAL (SELECT 'run_' || lpad(to_hex(n), 24, '0') AS run, 'thread_' || lpad(to_hex(at), 24, '0') AS thread) AS named
+    LATERAL (SELECT 'run_' || lpad(to_hex(n), 24, '0') AS run,
+                    'thread_' || lpad(to_hex(at), 24, '0') AS thread) AS named
     WHERE r.id = $1
 """
 _BODY = "replace(replace(convert_from(r.body, 'UTF8'), r.id, named.run), r.thread_id, named.thread)"

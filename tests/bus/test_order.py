@@ -31,7 +31,8 @@ def test_what_follows_a_worker_that_told_nothing_is_a_gap() -> None:
     assert judged(begun, submitted, Entry("two", 1, WORD, 2)) == ["next", "gap", "next"]
     worked = Entry("one", 1, [*WORD, DONE], 1)
     assert judged(begun, worked, submitted, Entry("two", 1, WORD, 2)) == ["next"] * 4
-    assert judged(begun, worked, Entry("two", 1, WORD, 2), submitted) == ["next"] * 4, "the next one was quicker"
+    late = judged(begun, worked, Entry("two", 1, WORD, 2), submitted)
+    assert late == ["next"] * 3 + ["gap"], "viewers have heard what the next one said, and not why"
 
 
 def test_what_comes_after_what_went_on_after_it_is_a_gap() -> None:
@@ -40,6 +41,12 @@ def test_what_comes_after_what_went_on_after_it_is_a_gap() -> None:
     assert judged(begun, one[0], submitted, one[1], Entry("two", 1, WORD, 2)) == ["next"] * 3 + ["gap", "next"]
     assert judged(Entry("other", 1, WORD), begun, one[0], whole=False) == ["next", "gap", "next"]
     assert judged(begun, submitted, whole=False) == ["next", "gap"], "it begins with the beginning"
+
+
+def test_after_the_end_nothing_is_told() -> None:
+    begun = Entry("api", 1, WORD, kind=FIRST)
+    end = Entry("one", 1, [b"event: thread.run.cancelled\ndata: {}\n\n", DONE], 1)
+    assert judged(begun, end, Entry("api", 2, WORD), Entry("api", 3, WORD, after=1)) == ["next", "next", "pass", "pass"]
 
 
 async def _forgotten(url: str) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from loomgate.wire.events import DONE
+from loomgate.wire.events import DONE, ENDS
 
 FIRST, STATE, GAP = 1, 2, 4  # what an entry is besides its events: `Entry.kind`
 
@@ -33,6 +33,11 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     def settles(self) -> bool:
         """Whether a stream may end with it."""
         return bool(self.events) and self.events[-1] == DONE
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether it tells the run's end, after which there is nothing to tell."""
+        return self.settles and len(self.events) > 1 and self.events[-2].startswith(ENDS)
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -77,16 +82,17 @@ class Order:
     """What has come from each publisher: what comes twice is passed over, what is missing is noticed.
 
     ``whole``: it follows the stream from the run's beginning, so that has to come, and every publisher's first entry.
-    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later than
-    what already went on after it is as bad as missing.
+    Of a worker that died before it told anything nothing can come; its fencing token is missing then. What comes later
+    than what already went on after it is as bad as missing.
     """
 
-    __slots__ = ("_ended", "_seen", "_whole", "fence")
+    __slots__ = ("_ended", "_over", "_seen", "_whole", "fence")
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
         self.fence = 0  # the newest one that was told under
         self._ended = 0  # the newest one under which nothing is told any more: somebody went on after it
+        self._over = False  # the run has ended: what comes now comes late
         self._whole = whole
 
     def judge(self, entry: Entry) -> Literal["next", "pass", "gap"]:
@@ -96,7 +102,8 @@ class Order:
         if before is not None and entry.number <= before:
             return "pass"  # sent again, since nobody knew whether it had arrived
         begins = entry.kind & FIRST != 0
-        late = bool(self._seen) if begins else 0 < entry.fence <= self._ended and not entry.kind & STATE
+        late = bool(self._seen) if begins else 0 < (entry.fence or entry.after) <= self._ended
+        late = (late or 0 < entry.after < self.fence) and not entry.kind & STATE
         self._whole = self._whole or (begins and not late)
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
@@ -104,6 +111,10 @@ class Order:
         self.fence = max(self.fence, entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
         self._ended = max(self._ended, entry.after)
+        if self._over and not entry.kind & STATE:
+            return "pass"
         if missed or beheaded or silent or late or entry.kind & GAP:
+            self._over = entry.ends_run
             return "gap"
+        self._over = self._over or entry.ends_run
         return "pass" if stale else "next"

@@ -150,7 +150,7 @@ class RedisBus(Bus):
         mark = ""
         if isinstance(viewer, RedisSubscription):
             mark = secrets.token_hex(4)
-            viewer.begin_with(mark)
+            viewer.begin_with(mark, after)
         told = [*events, DONE] if settled else events
         self._publisher.put(run_id, told, fence, FIRST if first else 0, mark, after)
 

@@ -154,11 +154,11 @@ class RedisSubscription(Subscription):
         self._order = None
         self._woken.set()
 
-    def begin_with(self, mark: str) -> None:
-        """Begin with the entry with ``mark``. Of what comes before, that is of before which was told under a fencing
-        token known by now; the next worker may have been quicker than the node that woke it."""
+    def begin_with(self, mark: str, after: int) -> None:
+        """Begin with the entry with ``mark``. Of what comes before, that is of before which was told under the fencing
+        token ``after`` or an older one; the next worker may have been quicker than the node that woke it."""
         self._mark = mark
-        self._fence = self._channel.order.fence
+        self._fence = after or self._channel.order.fence
 
     def go_on(self, rows: list[Row], index: int) -> None:
         """Begin after the ``index``-th event of the first one of ``rows``, then with the others."""
@@ -266,7 +266,8 @@ class RedisSubscription(Subscription):
         self._suspects = self._certain = False
         # What ends the run tells all of its open message.
         unsure = self._unsure and entry.fence and not entry.settles and not entry.kind & STATE
-        if entry.kind & GAP or unsure:
+        begins = bool(self._mark) and entry.mark == self._mark  # what is missing before it is not this viewer's
+        if (entry.kind & GAP and not begins) or unsure:
             self.lose()
             self.at = max(self.at, at)
         elif entry.kind & STATE:
@@ -274,8 +275,6 @@ class RedisSubscription(Subscription):
         elif self._mark in ("", entry.mark):
             self._mark = ""
             self._last = entry
-            # What was told under that token came late: it is of before.
-            self._early = [early for early in self._early if early.fence > entry.after]
             self._pending.extend((id_of(at, index), event) for index, event in enumerate(entry.events))
             if self._early:
                 late = [event for _, event in self._pending] + [e for early in self._early for e in early.events]

@@ -4,12 +4,15 @@ from typing import Literal
 
 import msgspec
 
+from loomgate.wire import lifecycle
 from loomgate.wire.runs import Run, Step
 from loomgate.wire.threads import Message
 
 _encode = msgspec.json.Encoder().encode
 
 DONE = b"event: done\ndata: [DONE]\n\n"  # SSE-02
+# How the events begin that tell a run's end.
+ENDS = tuple(f"event: thread.run.{status}\n".encode() for status in sorted(lifecycle.TERMINAL))
 KEEP_ALIVE = b": keep-alive\n\n"  # SSE-08
 
 Noun = Literal["thread.run", "thread.run.step", "thread.message"]
