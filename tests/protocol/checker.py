@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from tests.protocol.model import (
     ABSENT,
     ACTIVE,
+    BROKEN,
+    CANCEL,
+    EMPTY,
+    HELD,
     NEVER,
     RULES,
     STALE,
     TERMINAL,
+    WRITING,
     Move,
     Rules,
     State,
@@ -44,6 +49,8 @@ def broken(state: State) -> str | None:
         drives = [worker[number] for worker in state.workers]
         if sum(drive not in (None, STALE) for drive in drives) > 1:
             return "a token is held by one worker"
+        if run.status not in HELD and any(drive in (EMPTY, WRITING, CANCEL, BROKEN) for drive in drives):
+            return "a token is good for a run in its worker's hands"
         if run.message == "twice":
             return "a message exists once"
         if run.status in ACTIVE:

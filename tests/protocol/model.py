@@ -73,12 +73,12 @@ class Rules:
     hand_back_checks_token: bool = True
     claim_changes_token: bool = True
     end_changes_token: bool = True
+    ask_changes_token: bool = True
     lapsed_leases_are_claimed: bool = True
     journal_is_read: bool = True
     end_promotes: bool = True
     newcomers_wait: bool = True
     cancelling_makes_due: bool = True
-    renewal_looks_at_status: bool = True
 
 
 RULES = Rules()
@@ -113,7 +113,7 @@ def _void(state: State, number: int) -> State:
 
 
 def _over(
-    state: State, number: int, status: str, rules: Rules, *, new_token: bool, message: str | None = None
+    state: State, number: int, status: str, rules: Rules, *, message: str | None = None
 ) -> State:
     """The run is at its end, and the thread goes to the next one that waits."""
     run = state.runs[number]
@@ -121,7 +121,7 @@ def _over(
         message = "cut" if run.message == "open" else run.message
     calls = "over" if run.calls == "open" else run.calls
     state = _put(state, number, Run(status, False, NEVER, run.late, calls, message))
-    if new_token and rules.end_changes_token:
+    if rules.end_changes_token:
         state = _void(state, number)
     if run.holds and rules.end_promotes:
         for other, waiting in enumerate(state.runs):
@@ -158,7 +158,7 @@ def steps(state: State, rules: Rules = RULES) -> Iterator[Step]:
 def _create(state: State, number: int, rules: Rules) -> State:
     for other, run in enumerate(state.runs):
         if run.holds and run.late:  # a newcomer ends whoever is past its time
-            state = _over(state, other, "expired", rules, new_token=True)
+            state = _over(state, other, "expired", rules)
     waits = rules.newcomers_wait and any(run.holds for run in state.runs)
     due = WAIT if waits else NOW
     return _put(state, number, state.runs[number]._replace(status="queued", holds=not waits, due=due))
@@ -168,7 +168,7 @@ def _outside(state: State, number: int, run: Run, rules: Rules) -> Iterator[Step
     if run.due == LEASE:
         yield Step(Move("lapse", -1, number), _put(state, number, run._replace(due=NOW)))
     if run.late:
-        yield Step(Move("read", -1, number), _over(state, number, "expired", rules, new_token=True))
+        yield Step(Move("read", -1, number), _over(state, number, "expired", rules))
         return
     due = NOW if run.due == WAIT else run.due
     yield Step(Move("pass", -1, number), _put(state, number, run._replace(late=True, due=due)))
@@ -206,7 +206,7 @@ def _drive(state: State, worker: int, number: int, phase: str, rules: Rules) -> 
     def move(name: str, after: State, phase: str | None, *, lost: bool = False) -> Step:
         return Step(Move(name, worker, number, lost), _know(after, worker, number, phase))
 
-    yield _renew(state, worker, number, rules)
+    yield _renew(state, worker, number)
     yield _hand_back(state, worker, number)
     if phase in (FRESH, EMPTY, WRITING):
         if run.late:
@@ -229,7 +229,8 @@ def _drive(state: State, worker: int, number: int, phase: str, rules: Rules) -> 
             yield move(name, state, CANCEL)  # its status does not allow it: somebody asked for its end
             continue
         yield move(name, after, WRITING if name == "begin" else None)
-        yield move(name, after, BROKEN, lost=True)
+        void = after.workers[worker][number] == STALE  # the run has left its hands, and it does not know
+        yield move(name, after, STALE if void else BROKEN, lost=True)
     if commits:
         yield move("doubt", state, BROKEN)
 
@@ -242,11 +243,12 @@ def _commit(state: State, number: int, name: str, rules: Rules) -> State | None:
         if run.status != "in_progress":
             return None
         due = NOW if run.late else WAIT
-        return _put(state, number, run._replace(status="requires_action", due=due, calls="open"))
+        state = _put(state, number, run._replace(status="requires_action", due=due, calls="open"))
+        return _void(state, number) if rules.ask_changes_token else state
     if run.status not in HELD:
         return None
     status, message = ("completed", "completed") if name == "finish" else ("failed", "cut")
-    return _over(state, number, status, rules, new_token=False, message=message)
+    return _over(state, number, status, rules, message=message)
 
 
 def _end(state: State, number: int, phase: str, rules: Rules) -> tuple[State, bool]:
@@ -257,12 +259,12 @@ def _end(state: State, number: int, phase: str, rules: Rules) -> tuple[State, bo
         EXPIRE: ("expired", run.status in ACTIVE and run.late),
         BROKEN: ("failed", run.status in HELD or run.status == "queued"),
     }[phase]
-    return (_over(state, number, status, rules, new_token=True), True) if allowed else (state, False)
+    return (_over(state, number, status, rules), True) if allowed else (state, False)
 
 
-def _renew(state: State, worker: int, number: int, rules: Rules) -> Step:
+def _renew(state: State, worker: int, number: int) -> Step:
     run, move = state.runs[number], Move("renew", worker, number)
-    if run.status in HELD or not rules.renewal_looks_at_status:
+    if run.status in HELD:
         return Step(move, _put(state, number, run._replace(due=LEASE)))
     return Step(move, _know(state, worker, number, None))  # told that it is lost
 

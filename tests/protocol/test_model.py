@@ -25,7 +25,7 @@ from tests.support.engines import Databases
 LONG = os.environ.get("LOOMGATE_PROPERTIES") == "long"
 
 # Workers and runs -> states and transitions, so that a change to the model does not make it smaller unnoticed.
-FULL = {(2, 1): (874, 9_997), (3, 1): (2_474, 42_736), (1, 2): (14_187, 112_837)}
+FULL = {(2, 1): (826, 9_674), (3, 1): (2_298, 40_224), (1, 2): (14_187, 128_849)}
 
 
 @pytest.mark.parametrize(("workers", "runs"), FULL)
@@ -39,7 +39,7 @@ def test_two_workers_and_two_runs_of_a_thread() -> None:
     """Without calls of tools, and workers that are alike counted as one; the long form has both."""
     found = explore(2, 2) if LONG else explore(2, 2, calls=False, ends=False)
     print(found)
-    assert found.states >= 25_845
+    assert found.states >= 23_165
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes")
@@ -54,13 +54,13 @@ MISSED = {
     "renewal_checks_token": "nothing is accepted from a void token",
     "hand_back_checks_token": "nothing is accepted from a void token",
     "claim_changes_token": "a token is held by one worker",
-    "end_changes_token": "a run at its end leaves nothing open",
+    "end_changes_token": "a token is good for a run in its worker's hands",
+    "ask_changes_token": "a token is good for a run in its worker's hands",
     "lapsed_leases_are_claimed": "a worker that lives brings every run to its end",
     "journal_is_read": "a message exists once",
     "end_promotes": "a free thread goes to whoever waits for it",
     "newcomers_wait": "a thread has one holder",
     "cancelling_makes_due": "a worker that lives brings every run to its end",
-    "renewal_looks_at_status": "a run at its end holds nothing and needs nobody",
 }
 
 
@@ -79,6 +79,33 @@ def _missed(rule: str) -> tuple[str, State, list[Move]]:
         except Violated as violated:
             return violated.promise, initial(workers, runs), violated.path
     raise AssertionError(f"{rule} is not missed")
+
+
+# A worker asks for outputs of tools and does not hear that its question was stored; its client has answered already
+# when the worker, which takes what it met for a fault of its own, fails the run.
+UNHEARD = [
+    Move("create", -1, 0),
+    Move("claim", 0, -1),
+    Move("look", 0, 0),
+    Move("ask", 0, 0, lost=True),
+    Move("submit", -1, 0),
+]
+
+
+def test_a_worker_that_did_not_hear_of_its_commit_fails_no_healthy_run() -> None:
+    def after(state: State, rules: Rules) -> State:
+        for move in UNHEARD:
+            state = next(step.state for step in steps(state, rules) if step.move == move)
+        return state
+
+    state = after(initial(2, 1), RULES)
+    assert {step.state.runs for step in steps(state) if step.move.worker == 0 and step.move.name.startswith("end")} == {
+        state.runs
+    }
+    cut = replace(RULES, ask_changes_token=False)
+    state = after(initial(2, 1), cut)
+    (ended,) = (step.state for step in steps(state, cut) if step.move == Move("end", 0, 0))
+    assert [run.status for run in ended.runs] == ["failed"], "the way there was"
 
 
 # The model against the store
@@ -181,6 +208,14 @@ async def test_the_store_does_what_the_model_does(database: Database) -> None:
                 await walk.follow(found[wanted])
                 await walk.real.leave()
         assert found.keys() <= done
+
+
+@pytest.mark.anyio
+async def test_what_a_worker_did_not_hear_of_is_out_of_its_hands(database: Database) -> None:
+    walk = Walk(database, initial(2, 1), set())
+    await walk.follow([*UNHEARD, Move("end_broken", 0, 0), Move("claim", 1, -1)])
+    assert walk.state.runs[0].status == "in_progress"
+    await walk.real.leave()
 
 
 @pytest.mark.anyio

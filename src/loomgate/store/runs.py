@@ -61,7 +61,7 @@ _RENEW = Statement(
 _PARK = Statement(
     sa.update(_r)
     .where(_r.c.id == _key, _r.c.fence == sa.bindparam("token"), _r.c.due.is_not(None))
-    .values(due=_r.c.expires_at * 1000)
+    .values(due=_r.c.expires_at * 1000, fence=_r.c.fence + 1)
 )
 _ADOPT = Statement(
     sa.update(_r)
@@ -358,7 +358,7 @@ class Runs:
         await self.renew(held, 0)
 
     async def park(self, row: RunRow) -> None:
-        """Put a claimed run back that has nothing for a worker to do before its ``expires_at``."""
+        """Put a claimed run back that has nothing for a worker to do before its ``expires_at``. The token moves on."""
         await self._db.write(lambda tx: tx.run(_PARK, key=row.id, token=row.fence))
 
     async def adopt(self) -> int:
@@ -394,7 +394,8 @@ class Runs:
         return [(row[0], row[1], row[2]) for row in found]
 
     async def apply(self, row: RunRow, commit: Commit) -> Applied:
-        """Write one move of the worker that holds ``row``.
+        """Write one move of the worker that holds ``row``. One that ends the run or waits for its client moves the fencing
+        token on: the run has left the worker's hands.
 
         Raises `LeaseLost` when the fencing token is not the current one, and `IllegalTransition` when the run's status
         changed meanwhile and no longer allows the verb (somebody asked to cancel it); nothing is written then.
@@ -427,7 +428,10 @@ class Runs:
             fields = dict(commit.fields)
             if lifecycle.RUN[commit.verb].target in lifecycle.TERMINAL:
                 fields["usage"] = await rows.usage_of(tx, row.id)
-            ended = await rows.change_run(tx, self._outbox, current, commit.verb, **fields)
+            # Out of its worker's hands: whoever did not hear that this was committed can do nothing to it any more.
+            leaves = lifecycle.RUN[commit.verb].target in lifecycle.SETTLED
+            fence = current.fence + 1 if leaves else None
+            ended = await rows.change_run(tx, self._outbox, current, commit.verb, fence=fence, **fields)
             return Applied(ended.run, ended.body, bodies, ended.promoted)
 
         return await self._db.write(work)
