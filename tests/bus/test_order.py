@@ -27,18 +27,19 @@ def test_a_worker_that_died_before_it_told_anything_is_a_gap() -> None:
 def test_what_follows_a_worker_that_told_nothing_is_a_gap() -> None:
     """Outputs were submitted for calls that nobody was told of."""
     begun = Entry("api", 1, WORD, kind=FIRST)
-    submitted = Entry("api", 2, WORD, after=1)
-    assert judged(begun, submitted, Entry("two", 1, WORD, 2)) == ["next", "gap", "next"]
+    submitted = Entry("api", 2, WORD, after=2)  # the token that was moved on when the worker let go
+    assert judged(begun, submitted, Entry("two", 1, WORD, 3)) == ["next", "gap", "next"]
     worked = Entry("one", 1, [*WORD, DONE], 1)
-    assert judged(begun, worked, submitted, Entry("two", 1, WORD, 2)) == ["next"] * 4
-    late = judged(begun, worked, Entry("two", 1, WORD, 2), submitted)
+    assert judged(begun, worked, submitted, Entry("two", 1, WORD, 3)) == ["next"] * 4
+    late = judged(begun, worked, Entry("two", 1, WORD, 3), submitted)
     assert late == ["next"] * 3 + ["gap"], "viewers have heard what the next one said, and not why"
 
 
 def test_what_comes_after_what_went_on_after_it_is_a_gap() -> None:
-    begun, submitted = Entry("api", 1, WORD, kind=FIRST), Entry("api", 2, WORD, after=1)
+    begun, submitted = Entry("api", 1, WORD, kind=FIRST), Entry("api", 2, WORD, after=2)
     one = [Entry("one", 1, WORD, 1), Entry("one", 2, [*WORD, DONE], 1)]
-    assert judged(begun, one[0], submitted, one[1], Entry("two", 1, WORD, 2)) == ["next"] * 3 + ["gap", "next"]
+    found = judged(begun, one[0], submitted, one[1], Entry("two", 1, WORD, 3))
+    assert found == ["next", "next", "gap", "gap", "next"]
     assert judged(Entry("other", 1, WORD), begun, one[0], whole=False) == ["next", "gap", "next"]
     assert judged(begun, submitted, whole=False) == ["next", "gap"], "it begins with the beginning"
 
@@ -46,7 +47,7 @@ def test_what_comes_after_what_went_on_after_it_is_a_gap() -> None:
 def test_after_the_end_nothing_is_told() -> None:
     begun = Entry("api", 1, WORD, kind=FIRST)
     end = Entry("one", 1, [b"event: thread.run.cancelled\ndata: {}\n\n", DONE], 1)
-    assert judged(begun, end, Entry("api", 2, WORD), Entry("api", 3, WORD, after=1)) == ["next", "next", "pass", "pass"]
+    assert judged(begun, end, Entry("api", 2, WORD), Entry("api", 3, WORD, after=2)) == ["next", "next", "pass", "pass"]
 
 
 async def _forgotten(url: str) -> None:

@@ -112,9 +112,7 @@ def _void(state: State, number: int) -> State:
     )
 
 
-def _over(
-    state: State, number: int, status: str, rules: Rules, *, message: str | None = None
-) -> State:
+def _over(state: State, number: int, status: str, rules: Rules, *, message: str | None = None) -> State:
     """The run is at its end, and the thread goes to the next one that waits."""
     run = state.runs[number]
     if message is None:

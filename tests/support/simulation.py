@@ -206,7 +206,7 @@ class Simulation:
         self._now = 1.8e9 - clock._offset
         self._thread = threading.get_ident()
         self._began = self._now
-        self._dice = random.Random(0)  # noqa: S311 - ids as well: runs that are due at one moment are claimed in their order
+        self._dice = random.Random(0)
         self._patches = (
             mock.patch.object(clock, "time", SimpleNamespace(time=self._time, monotonic=self._monotonic)),
             mock.patch.object(ids, "secrets", SimpleNamespace(randbelow=self._below)),
@@ -263,7 +263,7 @@ class Simulation:
         return self._now if self._ours else time.time()  # noqa: TID251 - what clock asks
 
     def _monotonic(self) -> float:
-        return self._now - self._began if self._ours else time.monotonic()  # noqa: TID251 - what clock asks
+        return self._now - self._began if self._ours else time.monotonic()
 
     def _below(self, most: int) -> int:
         return self._dice.randrange(most) if self._ours else secrets.randbelow(most)

@@ -90,7 +90,7 @@ class Order:
 
     def __init__(self, *, whole: bool) -> None:
         self._seen: dict[str, int] = {}
-        self.fence = 0  # the newest one that was told under
+        self.fence = 0  # the newest one that is known
         self._ended = 0  # the newest one under which nothing is told any more: somebody went on after it
         self._over = False  # the run has ended: what comes now comes late
         self._whole = whole
@@ -108,7 +108,8 @@ class Order:
         self._seen[entry.by] = entry.number
         stale = 0 < entry.fence < self.fence  # the words of a worker that had lost the run, and did not know yet
         silent = (self._whole or self.fence > 0) and max(entry.fence - 1, entry.after) > self.fence
-        self.fence = max(self.fence, entry.fence, entry.after)
+        # A worker that has settled the run has let go of it, and moved the token on with that.
+        self.fence = max(self.fence, entry.fence + 1 if entry.fence and entry.settles else entry.fence, entry.after)
         missed = entry.number != before + 1 if before is not None else self._whole and entry.number != 1
         self._ended = max(self._ended, entry.after)
         if self._over and not entry.kind & STATE:

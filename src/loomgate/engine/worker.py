@@ -158,7 +158,8 @@ class _Drive:
             try:
                 ended = await self._store.runs.end(row.id, verb, fence=row.fence, failure=failure)
             except LeaseLost:
-                # Another has the run, or what we did last was done and we did not hear of it: then nobody tells viewers.
+                # Another has the run, or what we did last was done and we did not hear of it: then nobody tells
+                # viewers.
                 if await self._store.runs.status(row.id) in lifecycle.SETTLED:
                     lost = "Sorry, something went wrong. What became of the run is known to whoever asks for it."
                     self._tell([events.error_event(lost)], settled=True)

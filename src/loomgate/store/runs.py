@@ -394,8 +394,8 @@ class Runs:
         return [(row[0], row[1], row[2]) for row in found]
 
     async def apply(self, row: RunRow, commit: Commit) -> Applied:
-        """Write one move of the worker that holds ``row``. One that ends the run or waits for its client moves the fencing
-        token on: the run has left the worker's hands.
+        """Write one move of the worker that holds ``row``. One that ends the run or waits for its client moves the
+        fencing token on: the run has left the worker's hands.
 
         Raises `LeaseLost` when the fencing token is not the current one, and `IllegalTransition` when the run's status
         changed meanwhile and no longer allows the verb (somebody asked to cancel it); nothing is written then.
