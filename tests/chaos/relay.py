@@ -4,10 +4,19 @@ What must live here: bytes in, bytes out, and the faults of a network. What must
 """
 
 import asyncio
+import socket
+import struct
 from asyncio import StreamReader, StreamWriter
 from contextlib import suppress
 
 _PIECE = 65536
+
+
+def _reset(writer: StreamWriter) -> None:
+    """Close at once, by a reset and not as an application does."""
+    if not writer.transport.is_closing():
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
 
 class Relay:
@@ -49,7 +58,7 @@ class Relay:
     def cut(self) -> None:
         """Reset every connection there is."""
         for writer in self._open:
-            writer.transport.abort()
+            _reset(writer)
 
     def refuse(self) -> None:
         """Cut, and reset every new connection as well until `restore`."""
@@ -95,7 +104,7 @@ class Relay:
             self._tasks.discard(task)
             for end in ends:
                 self._open.discard(end)
-                end.transport.abort()
+                _reset(end)
 
     async def _pass(self, reader: StreamReader, writer: StreamWriter) -> None:
         with suppress(OSError):

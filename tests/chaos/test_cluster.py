@@ -18,7 +18,7 @@ _SHORT = "2026"
 def test_a_cluster_under_random_faults_loses_and_doubles_nothing() -> None:
     runs = int(os.environ.get("LOOMGATE_CHAOS_RUNS") or 0)
     seed = os.environ.get("LOOMGATE_CHAOS_SEED") or (str(random.SystemRandom().randrange(10**6)) if runs else _SHORT)
-    plan = Plan(seed, runs) if runs else Plan(seed, 60, apis=2, workers=2, clients=8, pause=(0.3, 1.5))
+    plan = Plan(seed, runs) if runs else Plan(seed, 60, apis=2, workers=2, clients=12, faults=12, pause=(0.4, 1.6))
     say(f"\nLOOMGATE_CHAOS_SEED={plan.seed} LOOMGATE_CHAOS_RUNS={plan.runs}")
     with folder() as place:
         told = asyncio.run(happens(plan, place))
