@@ -27,6 +27,8 @@ Command = tuple[Word, ...]
 _CONNECT_SECONDS = 2.0
 _HEALTH_SECONDS = 15.0  # a connection that was silent for so long is tried before it is used
 _TOGETHER = 1000  # commands in one write
+# What says that a connection is of no use any more; the last: uvloop, of one that was reset a moment ago.
+_BROKEN = (exceptions.RedisError, OSError, RuntimeError)
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0  # between attempts to reach it
 
 
@@ -62,7 +64,7 @@ class Line:
             # One time-out for all of it: the client's own one takes a task for each write.
             async with asyncio.timeout(self._redis.seconds):
                 return await self._exchange(commands)
-        except (exceptions.RedisError, OSError) as error:
+        except _BROKEN as error:
             raise await self._broken(error) from None
         except BaseException:
             await self.close()  # replies may be on their way that nobody will read
@@ -91,26 +93,26 @@ class Line:
             await self._connect()
         try:
             await self._connection.send_packed_command(_packed(commands))
-        except (exceptions.RedisError, OSError) as error:
+        except _BROKEN as error:
             raise await self._broken(error) from None
 
     async def read(self, seconds: float) -> Any:
         """The next reply, ``None`` when none comes within ``seconds``. Raises `RedisAway`."""
         try:
             return await self._connection.read_response(disable_decoding=True, timeout=seconds)
-        except (exceptions.RedisError, OSError) as error:
+        except _BROKEN as error:
             raise await self._broken(error) from None
 
     async def close(self) -> None:
         """Break it off; what was asked may have been done or not."""
-        with suppress(exceptions.RedisError, OSError):
+        with suppress(*_BROKEN):
             await self._connection.disconnect(nowait=True)
 
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._connection.connect()
-        except (exceptions.RedisError, OSError) as error:
+        except _BROKEN as error:
             await self.close()
             raise self._redis.lost(error) from None
         self._redis.found()

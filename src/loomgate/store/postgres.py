@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 DIALECT = dialect_of_asyncpg()
 _CLOSE_SECONDS = 5.0
+_CLOSED = "handler is closed"  # uvloop, when something is written to a connection that was reset a moment ago
 _PAUSE = (0.02, 0.5)  # seconds between two attempts, growing from the first to the second
 # What lost against somebody else and may win when it is done again; the last: a prepared statement, since a migration
 # changed its table (the driver has thrown it away by then).
@@ -391,9 +392,13 @@ class PostgresDatabase:
         try:
             yield held
         except BaseException as error:
-            if isinstance(error, (*BROKEN, _Unsure, asyncio.CancelledError, GeneratorExit)):
+            reset = isinstance(error, RuntimeError) and _CLOSED in str(error)
+            if reset or isinstance(error, (*BROKEN, _Unsure, asyncio.CancelledError, GeneratorExit)):
                 with suppress(*BROKEN):  # the driver has noticed it itself; this must not hide what happened
                     held.terminate()  # whatever state it is in, nobody gets it again
+            if reset:
+                # Nothing was sent, so it may be sent again.
+                raise ConnectionResetError("the connection was reset") from error
             raise
         finally:
             with suppress(*BROKEN):
