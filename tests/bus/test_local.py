@@ -386,3 +386,25 @@ class TestWorkers:
         bus.signal(RUN)
         assert heard == [RUN]
         assert bus.alarm.is_set()
+
+
+async def test_a_worker_knows_what_was_told_of_a_run_from_its_beginning_on() -> None:
+    bus = make_bus()
+    assert await bus.told(RUN, 2) is None, "nobody was told of it here"
+    await begun(bus, count=2, settled=True)
+    bus.publish(RUN, events(3))
+    assert await bus.told(RUN, 2) == events(1, 2, 3)
+    bus.drop(RUN)
+    bus.publish(RUN, events(4))
+    assert await bus.told(RUN, 2) is None, "its beginning is not known"
+
+
+async def test_an_error_of_before_does_not_stop_who_looks_on_when_the_run_goes_on() -> None:
+    bus = make_bus()
+    before = await begun(bus, count=1)
+    given_back = frame("error", b"{}")
+    bus.publish(RUN, [given_back], settled=True)
+    told = [event(1), given_back, DONE]
+    assert await whole(before) == await whole(await resume(bus, RUN, None)) == told
+    bus.publish(RUN, events(2), settled=True)
+    assert await whole(await resume(bus, RUN, None)) == [*events(1, 2), DONE]

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.objects import make_message, make_run, make_thread
-from tests.support.waiting import until
+from tests.support.waiting import settle, until
 
 from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
@@ -101,3 +101,23 @@ async def test_a_workspace_at_its_limit_does_not_keep_the_worker_busy(
         await made.cancel_run("many", held.thread_id, held.id)
         await reaches(made, "many", waits, "in_progress")
         assert asked <= 8
+
+
+async def test_nothing_is_claimed_before_a_renewal_under_way_is_through(tmp_path: Path) -> None:
+    """A server that was held up renews first: what its own lapsed leases have given free is its own still."""
+    async with engine(tmp_path) as made:
+        await start(made, "one", "/wait 60")
+        await until(lambda: made._worker.active == 1)
+        real, go_on = made.store.runs.renew, asyncio.Event()
+
+        async def slow(held: list[tuple[str, int]], lease: float) -> list[str]:
+            await go_on.wait()
+            return await real(held, lease)
+
+        made.store.runs.renew = slow  # type: ignore[method-assign]
+        renewal = made._worker._begin_to_renew()
+        await start(made, "one", "/wait 60")
+        await settle()
+        assert (made._worker.active, renewal.done()) == (1, False)
+        go_on.set()
+        await until(lambda: made._worker.active == 2)

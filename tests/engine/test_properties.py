@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support.run_fields import wrong_change, wrong_message, wrong_run, wrong_step
-from tests.support.scripts import Script, expected, scripts
+from tests.support.scripts import Script, Turn, expected, scripts
 from tests.support.simulation import Change, Process, RecordingBus, Simulation, parse
 
 from loomgate import clock
@@ -642,3 +642,51 @@ _STATEMENTS = pytest.mark.behaviour(
 TestOneServer = _STATEMENTS(pytest.mark.behaviour("SSE-02", "SSE-07", "SSE-21", "SSE-26")(OneServer.TestCase))
 TestManyWorkers = _STATEMENTS(pytest.mark.behaviour("RUN-99")(ManyWorkers.TestCase))
 TestOneServer.settings = TestManyWorkers.settings = PROFILE
+
+
+# What was found once, step by step
+
+
+class _First:
+    """Draws the first of what there is."""
+
+    def draw(self, _: Any) -> int:
+        return 0
+
+
+@pytest.mark.behaviour("SSE-26")
+@pytest.mark.parametrize("kind", ["say", "refuse"])
+def test_a_late_viewer_has_all_of_a_message_whose_turn_was_done_again(kind: str) -> None:
+    """Somebody looks on while the run is created, before anybody is told of it, so that its first events are not kept
+    as such; whoever looks on later is told of the present state, a message with its content so far, and then deltas."""
+    life: Any = OneServer()
+    life.begin("reject")
+    again = Turn(**{kind: "oak fern"}, calls=("look",), wait=2.0, fail="server", times=1)
+    life.create_thread_and_run(Script((again,)), None, False, False)
+    while not life.runs or not next(iter(life.runs.values())).seen:
+        life.sim.turn()
+        life.only_legal_changes()
+    life.join(_First())
+    for seconds in (0.0, 0.3):  # the first try fails, the second one is in the middle of its turn then
+        life.sim.advance(seconds)
+        life.sim.settle()
+    life.join(_First())
+    life.viewers_look()
+    late = next(iter(life.runs.values())).viewers[-1]
+    created = [_words(data["content"]) for name, data in late.told if name == "thread.message.created"]
+    assert created == ["oak fern"]
+    life.teardown()
+
+
+@pytest.mark.behaviour("SSE-21", "SSE-25")
+@pytest.mark.parametrize("turns", range(12))
+def test_nothing_is_created_again_when_a_server_was_held_up_for_longer_than_its_leases(turns: int) -> None:
+    life: Any = OneServer()
+    life.begin("reject")
+    life.create_thread_and_run(Script((Turn(say="oak fern", calls=("look",), wait=40.0),)), None, True, True)
+    life.sim.settle()
+    life.create_thread_and_run(Script((Turn(say="ivy"),)), None, True, False)  # makes it claim
+    life.sim.turn(turns)
+    life.sim.advance(20.0)
+    life.sim.settle()
+    life.teardown()
