@@ -80,7 +80,7 @@ def test_a_failure_in_the_middle_of_an_answer_keeps_what_was_said(
     assert text_of(message) == "Half a"
     (step,) = steps(standin, run)
     assert (step["status"], step["completed_at"]) == ("failed", None)
-    assert run["failed_at"] - step["failed_at"] in (0, 1)  # a second may end between the two
+    assert run["failed_at"] - step["failed_at"] in range(10)  # `hurried` moves time between the two
     code = "rate_limit_exceeded" if run["last_error"]["code"] == "rate_limit_exceeded" else "server_error"
     assert step["last_error"] == {"code": code, "message": run["last_error"]["message"]}
 

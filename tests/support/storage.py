@@ -1,13 +1,14 @@
 """What a test's server stores its data in: SQLite's file and one process, or PostgreSQL and Redis as many nodes share.
 
-A `conftest` takes the fixtures of this module by name (`storage`, `server`, `make_server`, `process_server`) to run
-every test below it on both. `at_rest` and `rows` look at what is stored without asking the server.
+A `conftest` takes the fixtures of this module by name to run every test below it on both: `storage`, `server`,
+`make_server` and `process_server` for servers; `anyio_backend`, `database` and `store` for what has no server around
+it. `at_rest` and `rows` look at what is stored without asking a server.
 """
 
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +18,11 @@ import asyncpg
 import pytest
 
 from loomgate.settings import Secret, Settings
+from loomgate.store import Store, schema
+from loomgate.store.database import Database
+from loomgate.store.postgres import PostgresDatabase
+from loomgate.store.seal import Sealer
+from loomgate.store.sqlite import SqliteDatabase
 from tests.support.engines import Databases
 from tests.support.server import ProcessServer, Server, serving
 
@@ -75,12 +81,48 @@ def where(settings: Settings) -> dict[str, str]:
 # --- fixtures, for a conftest to take ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def storage(request: pytest.FixtureRequest) -> Storage:
-    """Where the servers of a test have their data: each test runs on either."""
-    if request.param == "sqlite":
+ENGINES = ["sqlite", "postgresql"]
+
+
+def storage_of(request: pytest.FixtureRequest, engine: str) -> Storage:
+    """Storage of ``engine``, for a session's fixture."""
+    if engine == "sqlite":
         return Storage("sqlite", None, "")
     return Storage("postgresql", request.getfixturevalue("databases"), request.getfixturevalue("redis_url"))
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def storage(request: pytest.FixtureRequest) -> Storage:
+    """Where the servers of a test have their data: each test runs on either."""
+    return storage_of(request, request.param)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=ENGINES)
+async def database(request: pytest.FixtureRequest, tmp_path: Path, databases: Databases) -> AsyncIterator[Database]:
+    """A database of the test's own, with tables, of either engine."""
+    if request.param == "sqlite":
+        path = tmp_path / "loomgate.db"
+        schema.prepare(path)
+        database: Database = SqliteDatabase(path, synchronous="normal")
+        yield database
+        await database.close()
+        return
+    url = await databases.ready()
+    database = await PostgresDatabase.open(url, connections=8)
+    yield database
+    await database.close()
+    await databases.drop(url)
+
+
+@pytest.fixture
+async def store(database: Database) -> Store:
+    """A store on `database`."""
+    return Store(database, Sealer(bytes(32)), [], "reject")
 
 
 @pytest.fixture(scope="session")
@@ -125,44 +167,60 @@ def process_server(storage: Storage, tmp_path: Path) -> Iterator[Callable[..., P
         yield start
 
 
-# --- what is stored -----------------------------------------------------------------------------------------------
+# --- what is stored ----------------------------------------------------------------------------------------------
 
 
 def at_rest(settings: Settings) -> bytes:
     """All that a server with these settings has stored: its files, and every value of its PostgreSQL database."""
-    files = [file.read_bytes() for file in settings.data.rglob("*") if file.is_file()]
     if settings.postgres:
-        return b"\n".join([*files, _await(values(settings.database_url.reveal()))])
-    assert any(file.suffix == ".db" for file in settings.data.rglob("*"))
-    return b"\n".join(files)
+        return _bytes_below(settings.data) + _await(_connected(settings.database_url.reveal(), _values))
+    return _bytes_below(settings.database_path.parent)
 
 
-async def values(url: str) -> bytes:
-    """Every value in every table of the PostgreSQL database ``url``, one a line."""
-    connection = await asyncpg.connect(url)
-    try:
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        found = [row for (name,) in tables for row in await connection.fetch(f'SELECT * FROM "{name}"')]  # noqa: S608
-    finally:
-        await connection.close()
+async def at_rest_of(database: Database, folder: Path) -> bytes:
+    """All that is stored in a `database` of these fixtures; ``folder`` is the test's own."""
+    if isinstance(database, PostgresDatabase):
+        async with database._pool.acquire() as connection:
+            return await _values(connection)
+    return _bytes_below(folder)
+
+
+async def opened_again(database: Database, folder: Path, databases: Databases) -> Database:
+    """The same database as another process has it; ``folder`` is the test's own."""
+    if isinstance(database, PostgresDatabase):
+        async with database._pool.acquire() as connection:
+            name = await connection.fetchval("SELECT current_database()")
+        return await PostgresDatabase.open(databases.named(name), connections=2)
+    return SqliteDatabase(folder / "loomgate.db")
+
+
+def _bytes_below(folder: Path) -> bytes:
+    return b"\n".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file())
+
+
+async def _values(connection: Any) -> bytes:
+    """Every value in every table of a PostgreSQL database, one a line."""
+    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    found = [row for (name,) in tables for row in await connection.fetch(f'SELECT * FROM "{name}"')]  # noqa: S608
     assert found, "nothing is stored there"
     return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for row in found for value in row)
+
+
+async def _connected(url: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    connection = await asyncpg.connect(url)
+    try:
+        return await work(connection)
+    finally:
+        await connection.close()
 
 
 def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
     """The rows of ``query``, which both engines understand, in the database of ``settings``."""
     if settings.postgres:
-        return _await(_fetch(settings.database_url.reveal(), query))
+        found = _await(_connected(settings.database_url.reveal(), lambda connection: connection.fetch(query)))
+        return [tuple(row) for row in found]
     connection = apsw.Connection(str(settings.database_path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         return [tuple(row) for row in connection.execute(query)]
     finally:
         connection.close()
-
-
-async def _fetch(url: str, query: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(query)]
-    finally:
-        await connection.close()
