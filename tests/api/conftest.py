@@ -1,20 +1,28 @@
-"""Servers for the tests of runs: one that is busy, and one whose model endpoint is a stand-in over real HTTP."""
+"""Servers for the tests of runs: one that is busy, and one whose model endpoint is a stand-in over real HTTP.
+
+Every test here runs on SQLite, and on PostgreSQL with Redis: see `tests.support.storage`.
+"""
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loomgate import clock
+from loomgate.gateway.shared import Shared
 from loomgate.settings import Provider, Secret, VirtualKey
 from loomgate.settings.declared import DeclaredConfig, Tree
 from tests.api.driving import Lives
 from tests.api.gated import KEY_A, KEY_B, Site, fallback
 from tests.support.server import Client, Server, serving
+from tests.support.storage import Storage, make_server, process_server, server, storage
 from tests.support.upstream import ModelEndpoint
+
+__all__ = ["make_server", "process_server", "server", "storage"]
 
 OPERATOR_KEY = "sk-operator-0123456789abcdef"
 SLUG_KEY = "sk-of-the-slug-0123456789abcdef"
@@ -49,7 +57,8 @@ def endpoints() -> Iterator[Callable[[], ModelEndpoint]]:
 
 
 @pytest.fixture(scope="session")
-def _endpoint(endpoints: Callable[[], ModelEndpoint]) -> ModelEndpoint:
+def _endpoint(endpoints: Callable[[], ModelEndpoint], storage: Storage) -> ModelEndpoint:
+    assert storage  # on each a new one: it remembers what it was asked for
     return endpoints()
 
 
@@ -69,7 +78,7 @@ def provider(name: str, endpoint: ModelEndpoint, **fields: Any) -> Provider:
 
 
 @pytest.fixture(scope="session")
-def _routed(_endpoint: ModelEndpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def _routed(_endpoint: ModelEndpoint, storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     providers = {
         "standin": provider("standin", _endpoint, models=("stand-in*", "gpt-*", "o3*")),
         "hasty": provider("hasty", _endpoint, models=("hasty",), first_byte_seconds=0.2, idle_seconds=0.2),
@@ -78,12 +87,12 @@ def _routed(_endpoint: ModelEndpoint, tmp_path_factory: pytest.TempPathFactory) 
         "plain": provider("plain", _endpoint, models=("plain",), vendor="together-ai"),
     }
     keys = {"team": VirtualKey(slug="team", provider="standin", api_key=Secret(SLUG_KEY), workspace="default")}
-    with serving(
-        tmp_path_factory.mktemp("routed") / "data",
-        providers=providers,
-        virtual_keys=keys,
-        context_window={"stand-in-small": 1024},
-    ) as made:
+    data = tmp_path_factory.mktemp("routed") / "data"
+    windows = {"stand-in-small": 1024}
+    with (
+        storage.new() as there,
+        serving(data, providers=providers, virtual_keys=keys, context_window=windows, **there) as made,
+    ):
         made.new_key("default")
         yield made
 
@@ -102,10 +111,10 @@ def standin(routed: Server) -> Client:
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def busy(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that drives one run at a time."""
-    folder: Path = tmp_path_factory.mktemp("busy")
-    with serving(folder / "data", worker_concurrency=1, drain_seconds=0.1) as made:
+    data = tmp_path_factory.mktemp("busy") / "data"
+    with storage.new() as there, serving(data, worker_concurrency=1, drain_seconds=0.1, **there) as made:
         yield made
 
 
@@ -116,7 +125,9 @@ def lives(server: Server, busy: Server) -> Lives:
 
 
 @pytest.fixture(scope="session")
-def _site(endpoints: Callable[[], ModelEndpoint], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def _site(
+    endpoints: Callable[[], ModelEndpoint], storage: Storage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     a, b = endpoints(), endpoints()
     both = {
         "a": provider("a", a, api_key=Secret(KEY_A), models=("model-a",)),
@@ -131,14 +142,15 @@ def _site(endpoints: Callable[[], ModelEndpoint], tmp_path_factory: pytest.TempP
         "team": VirtualKey(slug="team", provider="a", api_key=Secret("sk-of-the-team-0123456789"), workspace="house")
     }
     data = tmp_path_factory.mktemp("gated") / "data"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
-        made = serving(data, providers=both, configs=configs, virtual_keys=keys)
-        server = made.__enter__()
     with contextlib.ExitStack() as stack:
-        stack.push(made)
-        server.new_key("default")
-        yield Site(server, a, b)
+        there = stack.enter_context(storage.new())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRUSTED_CUSTOM_HOSTS", "127.0.0.1")
+            # Nodes count by Redis' own clock, which no test can move.
+            patch.setattr("loomgate.app.Shared", functools.partial(Shared, now=clock.now))
+            made = stack.enter_context(serving(data, providers=both, configs=configs, virtual_keys=keys, **there))
+        made.new_key("default")
+        yield Site(made, a, b)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loomgate import clock
+from loomgate import clock, settings
 from tests.api.driving import (
     F,
     eventually,
@@ -27,6 +27,7 @@ from tests.api.driving import (
 )
 from tests.api.gated import KEY_A, Site, fallback, said
 from tests.support.server import BETA, Client, ProcessServer, Server
+from tests.support.storage import at_rest
 from tests.support.upstream import QUOTA, Fault, ModelEndpoint
 
 OWN_KEY = "sk-own-0123456789abcdef0123456789"
@@ -270,7 +271,9 @@ def test_a_saved_config(site: Site) -> None:
     site.a.faults.append(Fault(status=500))
     assert play(client, "/say Hello.", model="any")["status"] == "completed"
     assert site.asked == (1, 1)
-    upstream = site.server.run(site.server.store.runs.spec(start(client, "/say Hello.", model="any")["id"])).upstream
+    another = start(client, "/say Hello.", model="any")
+    upstream = site.server.run(site.server.store.runs.spec(another["id"])).upstream
+    settle(client, another)
     assert (upstream.kind, upstream.name, upstream.credential) == ("config", "spare", None)
     assert (
         site.client(config="spare")
@@ -465,11 +468,11 @@ def test_a_plain_secret_is_nowhere(site: Site, caplog: pytest.LogCaptureFixture)
     shown += [failed, site.logs(client, run, 2)]
     for record in shown[-1]:
         shown.append(client.raw("GET", f"/v1/logs/{record['_id']}", check=False).json)
-    files = [file.read_bytes() for file in site.server.settings.data.rglob("*") if file.is_file()]
+    stored = at_rest(site.server.settings)
     for secret in secrets:
         assert secret not in str(shown)
         assert secret not in caplog.text
-        assert not any(secret.encode() in data for data in files)
+        assert secret.encode() not in stored
 
 
 @pytest.mark.behaviour("PRX-19", "RUN-99")
@@ -501,6 +504,8 @@ def test_a_run_keeps_its_way_over_a_power_cut(
     assert {request.headers["authorization"] for request in a.requests} == {f"Bearer {OWN_KEY}"}
     assert b.requests[-1].headers["authorization"] == f"Bearer {OWN_KEY}-b"
     server.stop()
+    used = settings.load({"data": str(server.data)}, env=server.environment, file=None)
+    assert OWN_KEY.encode() not in at_rest(used)
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or OWN_KEY.encode() not in file.read_bytes()
 

@@ -29,6 +29,7 @@ from tests.api.driving import (
     written,
 )
 from tests.support.server import Client, ProcessServer, serving
+from tests.support.storage import Storage
 from tests.support.upstream import ModelEndpoint
 
 # What the endpoint does, and the code of the failed run.
@@ -79,7 +80,7 @@ def test_a_failure_in_the_middle_of_an_answer_keeps_what_was_said(
     assert text_of(message) == "Half a"
     (step,) = steps(standin, run)
     assert (step["status"], step["completed_at"]) == ("failed", None)
-    assert run["failed_at"] - step["failed_at"] in (0, 1)  # a second may end between the two
+    assert run["failed_at"] - step["failed_at"] in range(10)  # `hurried` moves time between the two
     code = "rate_limit_exceeded" if run["last_error"]["code"] == "rate_limit_exceeded" else "server_error"
     assert step["last_error"] == {"code": code, "message": run["last_error"]["message"]}
 
@@ -301,29 +302,30 @@ def test_a_refusal_is_a_message_of_its_kind(standin: Client, endpoint: ModelEndp
 
 
 @pytest.mark.behaviour("RUN-99")
-def test_a_restart_leaves_no_run_behind(tmp_path: Path) -> None:
+def test_a_restart_leaves_no_run_behind(storage: Storage, tmp_path: Path) -> None:
     """What was under way goes on, what waits still waits, what is overdue by then has expired."""
-    with serving(tmp_path / "data", drain_seconds=0.0) as first:
-        client = first.client()
-        key = client.key
-        talking = start(client, "/say Hel\n/wait 5\n/say lo")
-        waits = waiting(client, CALL, loomgate={"expires_after_seconds": 3600})
-        overdue = waiting(client, CALL)
-        eventually(lambda: written(client, talking))
-    clock.advance(5)
-    with serving(tmp_path / "data", drain_seconds=0.0) as second:
-        client = Client(second.url, key)
+    with storage.new() as there:
+        with serving(tmp_path / "data", drain_seconds=0.0, **there) as first:
+            client = first.client()
+            key = client.key
+            talking = start(client, "/say Hel\n/wait 5\n/say lo")
+            waits = waiting(client, CALL, loomgate={"expires_after_seconds": 3600})
+            overdue = waiting(client, CALL)
+            eventually(lambda: written(client, talking))
         clock.advance(5)
-        eventually(lambda: clock.advance(1) or load(client, talking)["status"] == "completed")
-        assert [text_of(message) for message in written(client, talking)] == ["Hel\nlo"]
-        assert [step["status"] for step in steps(client, talking)] == ["completed"]
-    clock.advance(TTL)
-    with serving(tmp_path / "data") as third:
-        client = Client(third.url, key)
-        assert load(client, overdue)["status"] == "expired"
-        assert load(client, waits) == waits
-        submit(client, waits)
-        assert settle(client, waits)["status"] == "completed"
+        with serving(tmp_path / "data", drain_seconds=0.0, **there) as second:
+            client = Client(second.url, key)
+            clock.advance(5)
+            eventually(lambda: clock.advance(1) or load(client, talking)["status"] == "completed")
+            assert [text_of(message) for message in written(client, talking)] == ["Hel\nlo"]
+            assert [step["status"] for step in steps(client, talking)] == ["completed"]
+        clock.advance(TTL)
+        with serving(tmp_path / "data", **there) as third:
+            client = Client(third.url, key)
+            assert load(client, overdue)["status"] == "expired"
+            assert load(client, waits) == waits
+            submit(client, waits)
+            assert settle(client, waits)["status"] == "completed"
 
 
 @pytest.mark.behaviour("RUN-99")

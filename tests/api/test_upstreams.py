@@ -1,6 +1,6 @@
 """Whose key a run's model calls carry: the operator's, a virtual key's, the client's own (Portkey's and Azure's forms).
 
-The stand-in endpoint says which key came, and the bytes of the data folder that none was kept in plain.
+The stand-in endpoint says which key came, and what is at rest that none was kept in plain.
 """
 
 import os
@@ -8,16 +8,16 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from loomgate.settings import Secret, VirtualKey
+from loomgate.settings import Secret, Settings, VirtualKey
 from tests.api.conftest import OPERATOR_KEY, SLUG_KEY, provider
 from tests.api.driving import calls, load, path, play, settle, start, submit, waiting, written
 from tests.support.server import BETA, Client, Server
+from tests.support.storage import at_rest, where
 from tests.support.upstream import Fault, ModelEndpoint
 
 _OWN_KEY = "sk-own-0123456789abcdef0123456789"
@@ -42,13 +42,6 @@ def _two_turns(client: Client, model: str = "stand-in") -> dict[str, Any]:
     return run
 
 
-def _holds(folder: Path, secret: str) -> list[str]:
-    """The files of a server's data that hold ``secret`` in plain."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    assert any(file.suffix == ".db" for file in files)
-    return [file.name for file in files if secret.encode() in file.read_bytes()]
-
-
 def test_without_further_words_the_operators_key_goes_with_a_call(routed: Server, endpoint: ModelEndpoint) -> None:
     for client in (routed.client(), _portkey(routed), _portkey(routed, x_portkey_provider="standin")):
         _two_turns(client)
@@ -61,7 +54,7 @@ def test_a_virtual_key_of_the_settings_file(routed: Server, endpoint: ModelEndpo
     client = _portkey(routed, "default", **{header.replace("-", "_"): slug})
     run = _two_turns(client)
     assert _keys(endpoint) == [f"Bearer {SLUG_KEY}"] * 2
-    assert _holds(routed.settings.data, SLUG_KEY) == []
+    assert SLUG_KEY.encode() not in at_rest(routed.settings)
     assert "team" not in str(load(client, run))
     # The key also comes as a bearer token with Portkey's npm client: that is no key of a provider.
     key = client.headers["x-portkey-api-key"]
@@ -78,25 +71,24 @@ def test_a_virtual_key_belongs_to_its_workspace(routed: Server, endpoint: ModelE
     assert endpoint.requests == []
 
 
-def _loomgate(data: Path, *words: str, stdin: str = "") -> None:
+def _loomgate(settings: Settings, *words: str, stdin: str = "") -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LOOMGATE_")}
-    command = [sys.executable, "-m", "loomgate", *words, "--data", str(data)]
-    subprocess.run(command, input=stdin, env=environment, check=True, text=True, capture_output=True)
+    command = [sys.executable, "-m", "loomgate", *words]
+    subprocess.run(command, input=stdin, env=environment | where(settings), check=True, text=True, capture_output=True)
 
 
 def test_a_virtual_key_that_was_created_while_the_server_runs(routed: Server, endpoint: ModelEndpoint) -> None:
     secret = "sk-stored-0123456789abcdef"
-    data = routed.settings.data
     words = ["virtual-keys", "create", "stored", "--provider", "openai", "--base-url", endpoint.base_url]
-    _loomgate(data, *words, "--workspace", "acme", "--api-key-stdin", stdin=secret + "\n")
+    _loomgate(routed.settings, *words, "--workspace", "acme", "--api-key-stdin", stdin=secret + "\n")
     client = _portkey(routed, "acme", x_portkey_virtual_key="stored")
     _two_turns(client, "any-model")
     assert _keys(endpoint) == [f"Bearer {secret}"] * 2
-    assert _holds(data, secret) == []
+    assert secret.encode() not in at_rest(routed.settings)
 
     # A run whose key is taken away fails, and says which key it was, not what it was.
     run = waiting(client, _SCRIPT, model="any-model")
-    _loomgate(data, "virtual-keys", "delete", "stored", "--workspace", "acme")
+    _loomgate(routed.settings, "virtual-keys", "delete", "stored", "--workspace", "acme")
     routed.store.generations.forget("acme")  # or wait for a second: so long another process's change is not seen
     submit(Client(routed.url, client.headers["x-portkey-api-key"]), run)
     failed = settle(Client(routed.url, client.headers["x-portkey-api-key"]), run)
@@ -110,13 +102,13 @@ def test_the_clients_own_key_is_used_for_its_run_and_kept_sealed(
 ) -> None:
     client = _portkey(routed, x_portkey_provider="standin", Authorization=f"Bearer {_OWN_KEY}")
     run = waiting(client, _SCRIPT, model="any-model")
-    assert _holds(routed.settings.data, _OWN_KEY) == []
+    assert _OWN_KEY.encode() not in at_rest(routed.settings)
     # The outputs come without the key: the run keeps to the one that it was created with.
     plain = Client(routed.url, client.headers["x-portkey-api-key"])
     submit(plain, run)
     assert settle(plain, run)["status"] == "completed"
     assert _keys(endpoint) == [f"Bearer {_OWN_KEY}"] * 2
-    assert _holds(routed.settings.data, _OWN_KEY) == []
+    assert _OWN_KEY.encode() not in at_rest(routed.settings)
     assert _OWN_KEY not in str(load(plain, run)) + caplog.text
     # It is that run's only: the next one without it has the operator's.
     play(plain, "Hello", model="stand-in")
@@ -133,7 +125,7 @@ def test_an_endpoints_error_does_not_give_the_key_away(
     assert (run["status"], run["last_error"]["code"]) == ("failed", "server_error")
     assert run["last_error"]["message"].startswith("Incorrect API key provided: ")
     assert _OWN_KEY not in str(run) + caplog.text
-    assert _holds(routed.settings.data, _OWN_KEY) == []
+    assert _OWN_KEY.encode() not in at_rest(routed.settings)
 
 
 def test_a_server_without_keys_takes_the_bearer_token_for_the_providers(
@@ -144,7 +136,7 @@ def test_a_server_without_keys_takes_the_bearer_token_for_the_providers(
     client = Client(server.url, _OWN_KEY, headers={**BETA, "x-portkey-provider": "standin"})
     _two_turns(client)
     assert _keys(endpoint) == [f"Bearer {_OWN_KEY}"] * 2
-    assert _holds(server.settings.data, _OWN_KEY) == []
+    assert _OWN_KEY.encode() not in at_rest(server.settings)
 
 
 def test_a_virtual_key_may_have_an_address_of_its_own(

@@ -8,7 +8,16 @@ from openai import OpenAI
 from tests.support.recorder import Recorder
 from tests.support.server import Server, serving
 from tests.support.standin import StandIn
+from tests.support.storage import Storage, make_server, process_server, server, storage_of
 from tests.support.way import Way
+
+__all__ = ["make_server", "process_server", "server"]
+
+
+@pytest.fixture(scope="session")
+def storage(request: pytest.FixtureRequest) -> Storage:
+    """SQLite, unless a module asks for more: ``pytest.mark.parametrize("storage", ENGINES, indirect=True)``."""
+    return storage_of(request, getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture

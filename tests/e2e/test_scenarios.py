@@ -16,9 +16,13 @@ from tests.support import sse
 from tests.support.eventually import eventually
 from tests.support.recorder import Recorder
 from tests.support.server import Server
+from tests.support.storage import ENGINES
 
 # What the SDK says of the whole Assistants API.
-pytestmark = pytest.mark.filterwarnings(r"ignore:(The Assistants API is )?deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:(The Assistants API is )?deprecated:DeprecationWarning"),
+    pytest.mark.parametrize("storage", ENGINES, indirect=True, scope="session"),
+]
 
 SOON = 10  # poll interval in milliseconds
 ACTIVE = ("queued", "in_progress", "requires_action", "cancelling")
@@ -69,7 +73,10 @@ def run_in(sdk: OpenAI, wanted: str, thread_id: str | None = None) -> Run:
             sdk.beta.threads.runs.cancel(run.id, thread_id=thread_id)
         else:
             clock.advance(601)
-    return reached(sdk, run, wanted)
+    found = reached(sdk, run, wanted)
+    if wanted == "in_progress":  # until it has begun its message
+        eventually(lambda: sdk.beta.threads.messages.list(thread_id, run_id=run.id).data)
+    return found
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """What the model sees of a thread and of the run itself, and what it is told besides."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,10 +10,10 @@ from tests.support.objects import WORKSPACE, make_answer, make_message, make_run
 from loomgate.engine import context
 from loomgate.engine.plan import CallModel
 from loomgate.providers import tokens
-from loomgate.store import Store, schema
+from loomgate.store import Store
+from loomgate.store.database import Database
 from loomgate.store.records import Claimed, Commit, Journal
 from loomgate.store.seal import Sealer
-from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire import chat
 from loomgate.wire.runs import FunctionStepCall, Run, RunSpec, StepToolCall, ToolCallsDetails, Truncation
 from loomgate.wire.threads import ImageUrlIn, ImageUrlPart, Message, RefusalContent, Text, TextContent
@@ -31,17 +29,8 @@ WEATHER = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    path = tmp_path / "loomgate.db"
-    schema.prepare(path)
-    store = Store(SqliteDatabase(path, synchronous="normal"), Sealer(bytes(32)), [], "enqueue")
-    yield store
-    await store.close()
+async def store(database: Database) -> Store:
+    return Store(database, Sealer(bytes(32)), [], "enqueue")
 
 
 def a_turn(turn: int = 1, prompt: int | None = None, completion: int | None = None) -> CallModel:

@@ -1,7 +1,5 @@
 """A turn that is done again after its worker died: each row of the table in docs/why/journal.md."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,10 +10,8 @@ from loomgate import clock
 from loomgate.engine.perform import Outcome, Turn
 from loomgate.engine.plan import CallModel, Snapshot, next_move
 from loomgate.errors import LeaseLost
-from loomgate.store import Store, schema
+from loomgate.store import Store
 from loomgate.store.records import Claimed
-from loomgate.store.seal import Sealer
-from loomgate.store.sqlite import SqliteDatabase
 from loomgate.wire import chat
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec, Usage
@@ -33,20 +29,6 @@ CALLS = [
     chat.ToolCallDelta(1, "call_y", "time"),
 ]
 STOP, ASK = chat.Finish("stop"), chat.Finish("tool_calls")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    path = tmp_path / "loomgate.db"
-    schema.prepare(path)
-    store = Store(SqliteDatabase(path), Sealer(bytes(32)), [], "reject")
-    yield store
-    await store.close()
 
 
 class Left(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
+from tests.support.engines import Databases
+from tests.support.storage import at_rest_of, opened_again
 
 from loomgate import clock
 from loomgate.errors import StoreError
@@ -39,10 +41,6 @@ def document(slug: str = "pc-x", workspace: str = "default", **fields: Any) -> D
 
 def to(**changes: Any) -> Callable[[Document], Document]:
     return lambda before: msgspec.structs.replace(before, **changes)
-
-
-def bytes_on_disk(folder: Path) -> bytes:
-    return b"".join(file.read_bytes() for file in sorted(folder.glob("loomgate.db*")))
 
 
 class TestDocuments:
@@ -117,7 +115,7 @@ class TestDocuments:
     ) -> None:
         made = await store.configs.add(document(name="findable"))
         assert made is not None
-        on_disk = bytes_on_disk(tmp_path)
+        on_disk = await at_rest_of(database, tmp_path)
         assert b"findable" in on_disk
         assert SECRET.encode() not in on_disk
         assert b"nowhere_else" not in on_disk
@@ -132,7 +130,9 @@ class TestDocuments:
 
 
 class TestAccounts:
-    async def test_everything_comes_back_as_it_was_stored(self, store: Store, tmp_path: Path) -> None:
+    async def test_everything_comes_back_as_it_was_stored(
+        self, store: Store, database: Database, tmp_path: Path
+    ) -> None:
         about = About(
             note="n",
             limits=KeyLimits(
@@ -153,7 +153,7 @@ class TestAccounts:
         assert (row.secret, row.data) == ("", {})
         (row,) = await store.virtual_keys.list("w", secrets=True)
         assert row == made
-        on_disk = bytes_on_disk(tmp_path)
+        on_disk = await at_rest_of(database, tmp_path)
         for secret in (SECRET, "hush-0123456789"):
             assert secret.encode() not in on_disk
             assert secret not in repr(made) + repr(await store.virtual_keys.get("w", "s"))
@@ -175,12 +175,17 @@ class TestAccounts:
 
 class TestGenerations:
     async def test_another_process_is_noticed_within_a_second(
-        self, store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        store: Store,
+        database: Database,
+        databases: Databases,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         now = 1000.0
         monkeypatch.setattr(clock, "monotonic", lambda: now)
         assert await store.generations.of("default") == 0
-        elsewhere = Store(SqliteDatabase(tmp_path / "loomgate.db"), Sealer(bytes(32)), [], "reject")
+        elsewhere = Store(await opened_again(database, tmp_path, databases), Sealer(bytes(32)), [], "reject")
         try:
             await elsewhere.configs.add(document())
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tests.support.storage import at_rest_of
 
 from loomgate.errors import StoreError
 from loomgate.store import Store, tables
@@ -31,11 +32,6 @@ SWAP = Statement(
 )
 SEALED = Statement(sa.select(tables.credentials.c.sealed).where(tables.credentials.c.id == sa.bindparam("key")))
 DIGESTS = Statement(sa.select(tables.api_keys.c.digest))
-
-
-def bytes_on_disk(folder: Path) -> bytes:
-    """The database, its log and whatever else lies beside them."""
-    return b"".join(file.read_bytes() for file in sorted(folder.glob("loomgate.db*")))
 
 
 class TestApiKeys:
@@ -72,7 +68,7 @@ class TestApiKeys:
     async def test_at_rest_there_is_a_hash_and_a_hint(self, store: Store, database: Database, tmp_path: Path) -> None:
         key = await store.keys.create("default", "laptop")
         assert await database.rows(DIGESTS) == [(hashlib.sha256(key.secret.encode()).digest(),)]
-        on_disk = bytes_on_disk(tmp_path)
+        on_disk = await at_rest_of(database, tmp_path)
         assert b"laptop" in on_disk, "what is written is looked at"
         assert key.secret.encode() not in on_disk
         assert key.secret[8:-4].encode() not in on_disk
@@ -117,9 +113,9 @@ class TestVirtualKeys:
         assert await keys.get("default", "main") is None
         assert await keys.create("default", "main", "openai", "new") is True
 
-    async def test_at_rest_it_is_sealed(self, store: Store, tmp_path: Path) -> None:
+    async def test_at_rest_it_is_sealed(self, store: Store, database: Database, tmp_path: Path) -> None:
         await store.virtual_keys.create("default", "findable-slug", "openai", SECRET)
-        on_disk = bytes_on_disk(tmp_path)
+        on_disk = await at_rest_of(database, tmp_path)
         assert b"findable-slug" in on_disk
         assert SECRET.encode() not in on_disk
         assert SECRET[10:30].encode() not in on_disk
@@ -157,7 +153,7 @@ class TestCredentials:
         self, store: Store, database: Database, tmp_path: Path
     ) -> None:
         id = await store.credentials.keep("default", SECRET)
-        on_disk = bytes_on_disk(tmp_path)
+        on_disk = await at_rest_of(database, tmp_path)
         assert id.encode() in on_disk
         for text in (SECRET, f"default:{SECRET}"):
             assert text.encode() not in on_disk

@@ -2,17 +2,20 @@
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from tests.support.objects import WORKSPACE, make_answer, make_message, make_run, make_step, make_thread
 
 from loomgate import clock
 from loomgate.errors import ApiError
-from loomgate.store import Store
-from loomgate.store.database import Database
+from loomgate.store import Store, tables
+from loomgate.store.database import Database, Statement
 from loomgate.store.records import Claimed, Commit, Overdue
 from loomgate.wire.page import PageQuery
 from loomgate.wire.runs import Run, RunSpec
 
 pytestmark = pytest.mark.anyio
+
+COUNT = Statement(sa.select(tables.threads.c.messages).where(tables.threads.c.id == sa.bindparam("key")))
 
 
 async def _started(store: Store) -> tuple[Run, Claimed]:
@@ -24,7 +27,9 @@ async def _started(store: Store) -> tuple[Run, Claimed]:
 
 
 async def _count(database: Database, thread: str) -> int:
-    return next(iter(database._reader.execute("SELECT messages FROM threads WHERE id = ?", (thread,))))[0]
+    row = await database.row(COUNT, key=thread)
+    assert row is not None
+    return row[0]
 
 
 @pytest.mark.behaviour("LOCK-07")

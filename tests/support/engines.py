@@ -227,3 +227,8 @@ class Databases:
     async def drop(self, url: str) -> None:
         """Remove a database again, whoever is connected to it."""
         await self._do(f"DROP DATABASE IF EXISTS {url.rpartition('/')[2]} WITH (FORCE)")
+
+    async def close(self) -> None:
+        """Remove what the copies were made of."""
+        if self._has_template:
+            await self.drop(self.named(self._template))

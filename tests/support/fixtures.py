@@ -1,5 +1,6 @@
 """Fixtures of tests that need a running server: shared ones where a workspace of its own is isolation enough."""
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +17,9 @@ from tests.support.server import Client, ProcessServer, Server, serving
 def databases() -> Iterator[Databases]:
     """Makes databases on a real PostgreSQL."""
     if url := os.environ.get("LOOMGATE_TEST_POSTGRES"):
-        yield Databases(url)
+        made = Databases(url)
+        yield made
+        asyncio.run(made.close())
         return
     with folder() as place:
         server = PostgresServer(place)

@@ -269,8 +269,8 @@ class ProcessServer:
 
     def __init__(self, data: Path, environment: Mapping[str, str] | None = None) -> None:
         self.data = data
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("LOOMGATE_")}
-        self._environment |= {"LOOMGATE_DRAIN_SECONDS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("LOOMGATE_")}
+        self.environment |= {"LOOMGATE_DRAIN_SECONDS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -285,7 +285,7 @@ class ProcessServer:
         log = (self.data.parent / "server.log").open("a")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "loomgate", "serve", "--port", "0", "--data", str(self.data)],
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
