@@ -6,20 +6,21 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-import apsw
 import msgspec
 import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook as Verifier
 from standardwebhooks.webhooks import WebhookVerificationError
+from tests.support import storage
 from tests.support.schema import check_component
+from tests.support.storage import ENGINES
 from tests.support.waiting import settle, until
 
 import loomgate
@@ -140,19 +141,30 @@ def hook(url: str, *, secret: str = SECRETS[0], **more: Any) -> dict[str, Any]:
 
 def settings(folder: Path, *hooks: dict[str, Any], waits: tuple[float, ...] = (5.0, 60.0)) -> Settings:
     given = {"data": str(folder), "webhooks": list(hooks), "webhook_retry_seconds": list(waits)}
-    return load(given, env={}, file=None)
+    there = {name: os.environ[name] for name in ("LOOMGATE_DATABASE_URL", "LOOMGATE_SEAL_KEY") if name in os.environ}
+    return load(given, env=there, file=None)
+
+
+@pytest.fixture(autouse=True, params=ENGINES)
+def _storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `settings` gives keeps its data in a database of the test's own, of either engine."""
+    if request.param == "sqlite":
+        yield
+        return
+    made = storage.Storage("postgresql", request.getfixturevalue("databases"), "")
+    with made.new() as there:
+        for name, value in storage.environment_of(there).items():
+            monkeypatch.setenv(name, value)
+        yield
 
 
 def rows(made: Settings) -> list[tuple[Any, ...]]:
     """(attempts, ended, outcome, bytes of payload) of every call on record."""
-    connection = apsw.Connection(str(made.database_path), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        found = connection.execute(
-            "SELECT attempts, ended_at IS NOT NULL, outcome, length(payload) FROM deliveries ORDER BY rowid"
-        )
-        return [tuple(row) for row in found]
-    finally:
-        connection.close()
+    return storage.rows(
+        made,
+        "SELECT attempts, CASE WHEN ended_at IS NULL THEN 0 ELSE 1 END, outcome, length(payload)"
+        " FROM deliveries ORDER BY created_at, position, id",
+    )
 
 
 class Server:
@@ -635,5 +647,5 @@ async def test_what_is_owed_to_nobody_any_more_is_dropped_after_a_week(
         assert len(rows(made)) == 8
         clock.advance(2 * 86_400)
         await until(lambda: rows(made) == [])
+        await until(lambda: "dropped 4 webhooks for endpoints that are not configured any more" in caplog.text)
     assert {call.path for call in receiver.calls} == {"/kept"}
-    assert "dropped 4 webhooks for endpoints that are not configured any more" in caplog.text

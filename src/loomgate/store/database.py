@@ -106,6 +106,11 @@ class Tx(Protocol):
         """Execute an INSERT once for each of ``rows``."""
         ...
 
+    def then(self, what: Callable[[], None]) -> None:
+        """Call ``what`` when a `Database.write` that begins then sees what this transaction does, which a mere read may
+        not yet; not at all if nothing of it is kept, but that may be known too late."""
+        ...
+
 
 Work = Callable[[Tx], Awaitable[T]]
 

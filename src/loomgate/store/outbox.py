@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -156,7 +157,7 @@ class Outbox:
     def listen(self, listener: Callable[[str], None] | None) -> None:
         """Call ``listener`` with an endpoint's id whenever it is owed a new call; ``None``: no more.
 
-        It is called within the transaction: a `claim` that begins then sees the call, a mere read may not.
+        A `claim` that begins then sees the call, a mere read may not.
         """
         self._listener = listener
 
@@ -187,7 +188,7 @@ class Outbox:
                 payload=payload,
             )
             if self._listener is not None:
-                self._listener(endpoint.id)
+                tx.then(partial(self._listener, endpoint.id))
 
     async def claim(self, endpoint: str, count: int, lease_seconds: float) -> list[Delivery]:
         """Up to ``count`` calls to ``endpoint`` that are due; nobody else gets them for ``lease_seconds``."""

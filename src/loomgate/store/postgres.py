@@ -173,10 +173,15 @@ class _Unsure(Exception):
 class _Tx:
     """An open transaction on a connection, or (`Database.look`) a connection without one."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "committed")
 
     def __init__(self, connection: _Connection) -> None:
         self._connection = connection
+        self.committed: list[Callable[[], None]] = []
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Call ``what`` as soon as others see what this transaction does."""
+        self.committed.append(what)
 
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """All rows of ``statement`` with ``params`` bound by name."""
@@ -327,13 +332,17 @@ class PostgresDatabase:
 
     async def _write(self, work: Work[T]) -> T:
         result: list[T] = []
+        committed: list[Callable[[], None]] = []
 
         async def once(connection: _Connection) -> T:
+            nonlocal committed
             result.clear()
+            tx = _Tx(connection)
+            committed = tx.committed
             mark = connection.mark
             await connection.execute(mark.begin)
             try:
-                result.append(await work(_Tx(connection)))
+                result.append(await work(tx))
             except BaseException:
                 with suppress(*BROKEN):
                     await connection.execute("ROLLBACK")
@@ -349,13 +358,18 @@ class PostgresDatabase:
         end = clock.monotonic() + self._retry
         while True:
             try:
-                return await self._again(once, end)
+                found = await self._again(once, end)
+                break
             except _Unsure as unsure:
                 # Asked for a little longer than work is tried again: not to know is worse than to fail.
                 late = max(end, clock.monotonic() + self._retry)
                 last = await self._again(lambda held, of=unsure.writer: held.fetchval(_FATE, of), late)
                 if last == unsure.number:
-                    return result[0]
+                    found = result[0]
+                    break
+        for what in committed:
+            what()
+        return found
 
     async def _again(self, once: Callable[[_Connection], Awaitable[T]], end: float | None = None) -> T:
         """What ``once`` gives on a connection; tried again until the time ``end`` when that breaks or loses."""

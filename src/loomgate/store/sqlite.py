@@ -11,7 +11,7 @@ the next commit, each in its own savepoint, and nobody is answered before the co
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -74,6 +74,10 @@ class _Tx:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def then(self, what: Callable[[], None]) -> None:
+        """Call ``what`` now: a write that begins from now on comes after this one."""
+        what()
 
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """All rows of ``statement`` with ``params`` bound by name."""
