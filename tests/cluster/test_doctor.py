@@ -2,31 +2,35 @@
 
 import asyncio
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from loomgate import doctor
 from loomgate.settings import Secret, Settings
 from loomgate.store import open_store
 from tests.cluster.conftest import SEAL_KEY
+from tests.crash.rig import CLEAN
 from tests.support.engines import Databases, free_port
 
 Report = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], redis_url: str) -> Report:
-    """Runs doctor on a database with settings; its exit code and what it printed."""
+def report(redis_url: str, tmp_path: Path) -> Report:
+    """Runs doctor on a database with settings; its exit code and what it printed. In a process of its own, whose clock
+    no other test has moved."""
 
     def run(url: str, **settings: str) -> tuple[int, str]:
         given = {"seal_key": SEAL_KEY, "redis_url": redis_url, **settings, "database_url": url}
-        for name, value in given.items():
-            monkeypatch.setenv(f"LOOMGATE_{name.upper()}", value)
-        code = doctor.run({}, None, offline=True)
-        return code, re.sub(r" +", " ", capsys.readouterr().out)
+        made = CLEAN | {f"LOOMGATE_{name.upper()}": value for name, value in given.items()}
+        command = [sys.executable, "-m", "loomgate", "doctor", "--offline"]
+        done = subprocess.run(command, check=False, env=made, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, re.sub(r" +", " ", done.stdout)
 
     return run
 
