@@ -352,9 +352,9 @@ async def test_gone_means_no_more_of_this_event(tmp_path: Path, receiver: Receiv
     made = settings(tmp_path, hook(receiver.url))
     async with server(made) as up:
         await up.run("hello")
-        await until(lambda: [row[:3] for row in rows(made)[-1:]] == [(1, 1, "status 204")])
+        await until(lambda: [row[:3] for row in rows(made)].count((1, 1, "status 204")) == 3)
     assert receiver.events() == SIMPLE
-    assert rows(made)[0][:3] == (1, 1, "given up: status 410")
+    assert [row[:3] for row in rows(made)].count((1, 1, "given up: status 410")) == 1
 
 
 async def test_a_later_event_waits_for_the_earlier_ones_of_its_run_only(tmp_path: Path, receiver: Receiver) -> None:
