@@ -24,7 +24,6 @@ import apsw
 import msgspec
 
 from loomgate import clock
-from loomgate.bus import Subscription
 from loomgate.bus.local import LocalBus
 from loomgate.engine.service import Engine
 from loomgate.engine.worker import Worker, WorkerSettings
@@ -102,17 +101,9 @@ class RecordingBus(LocalBus):
         super().__init__(retention_seconds=120, retention_bytes=1 << 24)
         self.published: list[tuple[str, str, Any]] = []
 
-    def publish(
-        self,
-        run_id: str,
-        events: list[bytes],
-        *,
-        first: bool = False,
-        settled: bool = False,
-        fence: int = 0,
-        viewer: Subscription | None = None,
-    ) -> None:
-        super().publish(run_id, events, first=first, settled=settled)
+    def publish(self, run_id: str, events: list[bytes], *, settled: bool = False, **rest: Any) -> None:
+        """See `Bus.publish`."""
+        super().publish(run_id, events, settled=settled, **rest)
         self.published += [(run_id, *parse(event)) for event in events]
         if settled:
             self.published.append((run_id, "done", None))
