@@ -86,6 +86,7 @@ def test_a_server_that_finds_its_lock_taken_stops(nodes: Nodes, database_url: st
         """Break the server's session off, and have the lock before it can take it again."""
         connection = await asyncpg.connect(database_url)
         held = "SELECT classid, objid, pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        held += " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         [(high, low, pid)] = await connection.fetch(held)
         number = (high << 32 | low) - (1 << 64 if high >> 31 else 0)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
