@@ -113,7 +113,7 @@ class _Forge:
                 elif key.fd == woken:
                     os.read(woken, 4096)
                     self._reap()
-                else:
+                elif key.fd in self._outputs:  # else it was read to its end a moment ago, with its server's
                     self._read(key.fd)
 
     def _start(self, order: dict[str, Any]) -> None:
