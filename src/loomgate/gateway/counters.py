@@ -21,28 +21,41 @@ LEASE = 30.0  # seconds after which the place of a node that died is free again
 _RENEWED = 10.0  # seconds between renewals of places
 _MOST = 20_000  # windows that are kept before old ones are looked for
 
-# KEYS: windows, then places. ARGV: the time, how many windows; seconds, room and count of each; `most` of each place;
-# the lease; who it is. Answers: which of the keys lets nobody in (0: none), the time, count and count before by window.
-_ENTER = Script("""
+# What scripts begin with: the time, which is the first argument or, without one, Redis' own.
+_NOW = """
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
   now = time[1] + time[2] / 1000000
 end
+"""
+# A window is kept as its number, what it has counted, and what the one before it had.
+_WINDOWS = """
+local function window(key, seconds)
+  local number, kept = math.floor(now / seconds), redis.call('GET', key)
+  if kept then
+    local n, count, before = string.match(kept, '^(%d+) (%d+) (%d+)$')
+    if tonumber(n) == number then return number, tonumber(count), tonumber(before) end
+    if tonumber(n) == number - 1 then return number, 0, tonumber(count) end
+  end
+  return number, 0, 0
+end
+local function keep(key, seconds, number, count, before)
+  redis.call('SET', key, string.format('%d %d %d', number, count, before), 'EX', 2 * seconds)
+end
+"""
+
+# KEYS: windows, then places. ARGV: the time, how many windows; seconds, room and count of each; `most` of each place;
+# the lease; who it is. Answers: which of the keys lets nobody in (0: none), the time, count and count before by window.
+_ENTER = Script(
+    _NOW
+    + _WINDOWS
+    + """
 local windows, refused, at = tonumber(ARGV[2]), 0, 3
 local answer, numbers = {0, string.format('%.17g', now)}, {}
 for i = 1, windows do
   local seconds, room = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local number, count, before = math.floor(now / seconds), 0, 0
-  local kept = redis.call('GET', KEYS[i])
-  if kept then
-    local n, c, b = string.match(kept, '^(%d+) (%d+) (%d+)$')
-    if tonumber(n) == number then
-      count, before = tonumber(c), tonumber(b)
-    elseif tonumber(n) == number - 1 then
-      before = tonumber(c)
-    end
-  end
+  local number, count, before = window(KEYS[i], seconds)
   numbers[i], answer[2 * i + 1], answer[2 * i + 2] = number, count, before
   if refused == 0 and count + before * (1 - (now - number * seconds) / seconds) > room then refused = i end
   at = at + 3
@@ -57,8 +70,7 @@ if refused > 0 then return answer end
 for i = 1, windows do
   if ARGV[3 * i + 2] == '1' then
     answer[2 * i + 1] = answer[2 * i + 1] + 1
-    local kept = string.format('%d %d %d', numbers[i], answer[2 * i + 1], answer[2 * i + 2])
-    redis.call('SET', KEYS[i], kept, 'EX', 2 * tonumber(ARGV[3 * i]))
+    keep(KEYS[i], tonumber(ARGV[3 * i]), numbers[i], answer[2 * i + 1], answer[2 * i + 2])
   end
 end
 for i = windows + 1, #KEYS do
@@ -66,42 +78,30 @@ for i = windows + 1, #KEYS do
   redis.call('EXPIRE', KEYS[i], 2 * math.ceil(tonumber(ARGV[at])))
 end
 return answer
-""")
+"""
+)
 
 # KEYS: windows. ARGV: the time; the seconds of each, and by how much it grows.
-_ADD = Script("""
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] + time[2] / 1000000
-end
+_ADD = Script(
+    _NOW
+    + _WINDOWS
+    + """
 for i = 1, #KEYS do
   local seconds = tonumber(ARGV[2 * i])
-  local number, count, before = math.floor(now / seconds), 0, 0
-  local kept = redis.call('GET', KEYS[i])
-  if kept then
-    local n, c, b = string.match(kept, '^(%d+) (%d+) (%d+)$')
-    if tonumber(n) == number then
-      count, before = tonumber(c), tonumber(b)
-    elseif tonumber(n) == number - 1 then
-      before = tonumber(c)
-    end
-  end
-  local kept = string.format('%d %d %d', number, count + tonumber(ARGV[2 * i + 1]), before)
-  redis.call('SET', KEYS[i], kept, 'EX', 2 * seconds)
+  local number, count, before = window(KEYS[i], seconds)
+  keep(KEYS[i], seconds, number, count + tonumber(ARGV[2 * i + 1]), before)
 end
-""")
+"""
+)
 
 # KEYS: one place. ARGV: the time, the lease, who still is there.
-_STAY = Script("""
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] + time[2] / 1000000
-end
+_STAY = Script(
+    _NOW
+    + """
 for i = 3, #ARGV do redis.call('ZADD', KEYS[1], string.format('%.17g', now + tonumber(ARGV[2])), ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], 2 * math.ceil(tonumber(ARGV[2])))
-""")
+"""
+)
 
 
 class Rate(NamedTuple):
