@@ -37,6 +37,10 @@ class Compiled:
         columns = compiled._result_columns  # pyright: ignore[reportPrivateUsage]
         self.texts = [at for at, column in enumerate(columns) if isinstance(column.type, sa.String)]
 
+    def given(self, params: dict[str, Any]) -> dict[str, Any]:
+        """``params`` and the literal ones."""
+        return {**self.defaults, **params} if self.defaults else params
+
 
 class Statement:
     """A SQLAlchemy expression, compiled on first use; parameters are given by name at each execution.

@@ -211,8 +211,7 @@ class _Tx:
 
 
 def _bound(made: Compiled, params: dict[str, Any]) -> list[Any]:
-    if made.defaults:
-        params = {**made.defaults, **params}
+    params = made.given(params)
     found = [params[name] for name in made.names]
     for at, value in enumerate(found):
         if value.__class__ is str and ("\0" in value or _ESCAPE in value):

@@ -82,8 +82,7 @@ class _Tx:
     async def rows(self, statement: Statement, **params: Any) -> list[Row]:
         """All rows of ``statement`` with ``params`` bound by name."""
         made = statement.compiled(DIALECT)
-        given = {**made.defaults, **params} if made.defaults else params
-        return self._connection.execute(made.sql, given).fetchall()
+        return self._connection.execute(made.sql, made.given(params)).fetchall()
 
     async def row(self, statement: Statement, **params: Any) -> Row | None:
         """The first row of ``statement``, or ``None``."""
@@ -93,7 +92,7 @@ class _Tx:
     async def run(self, statement: Statement, **params: Any) -> int:
         """Execute a statement that returns no rows; answers how many rows it changed."""
         made = statement.compiled(DIALECT)
-        self._connection.execute(made.sql, {**made.defaults, **params} if made.defaults else params)
+        self._connection.execute(made.sql, made.given(params))
         return self._connection.changes()
 
     async def insert(self, statement: Statement, rows: list[dict[str, Any]]) -> None:
